@@ -1,0 +1,96 @@
+"""Every exception of swinexplore, on one screen.
+
+```
+ExplorerError
+├── UserError     bad input: the message says what, the value, what is allowed and how to fix it; exit code 2
+│   ├── ArchError        a name, an id or a shape that is no architecture of ours
+│   ├── SpaceError       a space file
+│   ├── RecipeError      a training recipe or a run file
+│   ├── BackendMissing   a latency backend or a device that this machine lacks
+│   ├── StoreError       a database or a study in it
+│   └── DataError        a data set
+├── TrialError    this architecture failed; stored with its reason; the study goes on
+│   ├── ExportError      no ONNX graph could be written
+│   ├── BuildError       the backend could not load the graph
+│   ├── MismatchError    a reduced-precision graph differs from the model
+│   ├── MeasureError     the latency could not be measured
+│   └── TrainError       training diverged or ran out of memory
+└── ParityError   the fp32 deployed graph disagrees with the model: our bug; the study stops
+```
+"""
+
+from __future__ import annotations
+
+
+class ExplorerError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class UserError(ExplorerError):
+    """Bad input. The command line prints the message alone and exits with code 2."""
+
+
+class ArchError(UserError):
+    """A name, an id or a combination of values that is no architecture of the family."""
+
+
+class SpaceError(UserError):
+    """A space file with a problem; the message holds file, field path, value and what is allowed."""
+
+
+class RecipeError(UserError):
+    """A recipe or a run file with a problem."""
+
+
+class BackendMissing(UserError):
+    """A latency backend, precision or device that is not available here; the message names what to install."""
+
+
+class StoreError(UserError):
+    """A database that is missing, foreign, corrupt or too new, or a study that does not fit."""
+
+
+class DataError(UserError):
+    """A data set that is missing, truncated or unreadable."""
+
+
+class TrialError(ExplorerError):
+    """One architecture failed, and would fail again. `kind` is the class of failure that the store keeps."""
+
+    kind = "measure"
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind or type(self).kind
+
+
+class ExportError(TrialError):
+    """The deployed graph could not be written."""
+
+    kind = "export"
+
+
+class BuildError(TrialError):
+    """The backend could not load the deployed graph."""
+
+    kind = "build"
+
+
+class MismatchError(TrialError):
+    """A reduced-precision graph or engine differs from the model by more than its tolerance."""
+
+    kind = "mismatch"
+
+
+class MeasureError(TrialError):
+    """The latency could not be measured; kind `measure` or `out_of_memory`."""
+
+
+class TrainError(TrialError):
+    """Training did not end with a usable model; kind `diverged` or `out_of_memory`."""
+
+    kind = "diverged"
+
+
+class ParityError(ExplorerError):
+    """The fp32 deployed graph disagrees with the model. A bug of ours; nothing measured on it may be kept."""

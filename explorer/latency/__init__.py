@@ -1,0 +1,152 @@
+"""Real latency on a real device: choose a target, measure a deployed network on it.
+
+One file a backend; a new one is a file, a `case` in `_open` and an entry in BACKENDS. torch and ONNX Runtime are imported
+when a runner is opened, not before.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+from explorer.errors import BackendMissing
+from explorer.latency import environment
+from explorer.model import GRAPH_VERSION
+from explorer.records import Latency, Precision, Target
+
+if TYPE_CHECKING:
+    from explorer.latency.base import Runner
+    from explorer.model.deployment import Deployed
+
+DeviceKind = Literal["cpu", "cuda"]
+
+#: What each backend can do: package, device kinds, precisions, and whether it runs our exported graph.
+BACKENDS: Final = MappingProxyType(
+    {
+        "onnxruntime": ("onnxruntime", ("cpu",), ("fp32", "fp16"), True),
+        "torch": ("torch", ("cpu", "cuda"), ("fp32", "fp16", "bf16"), False),
+    }
+)
+
+
+def resolve(
+    backend: str = "auto", *, device: str = "auto", precision: Precision = "fp32", batch: int = 1, image_size: int = 224
+) -> tuple[Target, str]:
+    """The target on this machine, and a sentence that says what was chosen and why.
+
+    `backend`: `auto` or one of BACKENDS; `device`: `auto`, `cpu` or `cuda`. Raises BackendMissing, which names what is
+    missing and how to get it.
+    """
+    kind, why = _device_kind(backend, device)
+    if backend == "auto":
+        backend = "torch" if kind == "cuda" else "onnxruntime"
+        reading = "torch eager runs on the GPU" if kind == "cuda" else "it runs the exported graph on the CPU"
+        why = f"backend {backend}: chosen because {why}, and {reading}"
+    else:
+        why = f"backend {backend} on {kind}: {why}"
+    _require(backend in BACKENDS, f"backend: {backend!r} is not in this version; allowed: auto, {', '.join(BACKENDS)}")
+    package, kinds, precisions, runs_graph = BACKENDS[backend]
+    _require(kind in kinds, f"backend {backend}: does not run on {kind}; use --device {' or '.join(kinds)}, or --backend torch")
+    _require(precision in precisions, f"precision: {precision!r} is not run by {backend}; allowed: {', '.join(precisions)}")
+    _require(batch >= 1, f"batch: {batch} is not a whole number of at least 1")
+    version = environment.version_of(package)
+    _require(version != "", f"backend {backend}: the package {package} is not installed; install it: pip install {package}")
+    target = Target(
+        backend=backend,
+        backend_version=version,
+        precision=precision,
+        batch=batch,
+        image_size=image_size,
+        device_kind=kind,
+        device=_gpu_name() if kind == "cuda" else environment.cpu_model(),
+        driver=environment.nvidia_driver() if kind == "cuda" else "",
+        threads=0 if kind == "cuda" else environment.cpu_threads(),
+        graph_version=GRAPH_VERSION if runs_graph else 0,
+    )
+    return target, why
+
+
+def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed: int = 0) -> Latency:
+    """Measures `deployed` on `target`; the device is held exclusively meanwhile.
+
+    `prepare_s`: seconds that building and exporting took, kept with the result. Takes seconds: warm-up, then windows until
+    three medians agree. Raises BuildError and MeasureError.
+    """
+    from explorer.latency.base import sample
+
+    start = time.perf_counter()
+    with environment.exclusive(target.device_kind):
+        runner = _open(deployed, target, seed)
+        opened = time.perf_counter()
+        host = environment.describe_host()
+        try:
+            samples = sample(runner.run)
+        finally:
+            runner.close()
+    return Latency(
+        arch_id=deployed.arch.id,
+        target_id=target.id,
+        latency_ms=samples.latency_ms,
+        p95_ms=samples.p95_ms,
+        min_ms=samples.min_ms,
+        cv=samples.cv,
+        num_samples=samples.num_samples,
+        window_medians_ms=samples.window_medians_ms,
+        is_stable=samples.is_stable,
+        prepare_s=prepare_s + opened - start,
+        measure_s=time.perf_counter() - opened,
+        environment=host,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def needs_graph(target: Target) -> bool:
+    """Whether the target's backend runs our exported ONNX graph rather than the module."""
+    return BACKENDS[target.backend][3]
+
+
+def _open(deployed: Deployed, target: Target, seed: int) -> Runner:
+    match target.backend:
+        case "onnxruntime":
+            from explorer.latency.ort import OrtRunner
+
+            return OrtRunner(deployed, target, seed)
+        case "torch":
+            from explorer.latency.torch_eager import TorchRunner
+
+            return TorchRunner(deployed, target, seed)
+        case other:
+            raise AssertionError(f"no backend {other}")
+
+
+def _device_kind(backend: str, device: str) -> tuple[DeviceKind, str]:
+    _require(device in ("auto", "cpu", "cuda"), f"device: {device!r} is not allowed; allowed: auto, cpu, cuda")
+    if device == "cpu":
+        return "cpu", "--device cpu asks for it"
+    if device == "cuda":
+        _require(_sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu")
+        return "cuda", "--device cuda asks for it"
+    if backend == "onnxruntime":
+        return "cpu", "ONNX Runtime runs on the CPU here"
+    return ("cuda", "torch sees an NVIDIA GPU") if _sees_gpu() else ("cpu", "torch sees no NVIDIA GPU")
+
+
+def _sees_gpu() -> bool:
+    if not environment.has_nvidia_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise BackendMissing(message)

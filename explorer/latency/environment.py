@@ -1,0 +1,90 @@
+"""What a number was measured on: host, device, versions and load; and the lock that keeps a device to one job.
+
+Read from the operating system, every query optional; no setting is ever changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "onnxruntime", "onnx", "numpy", "swinexplore")
+
+
+def cpu_model() -> str:
+    """The processor's model name, or the machine type where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_threads() -> int:
+    """Logical processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_nvidia_driver() -> bool:
+    """Whether an NVIDIA kernel driver is loaded; tells without importing torch."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+
+
+def nvidia_driver() -> str:
+    """The NVIDIA driver's version, or an empty string where the system does not tell."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return ""
+    return next((word for word in words if word[:1].isdigit() and "." in word), "")
+
+
+def version_of(package: str) -> str:
+    """The installed version of `package`, or an empty string."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def describe_host() -> dict[str, Any]:
+    """Host, versions and load average now, as JSON-ready values."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_threads": cpu_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": {package: version for package in _PACKAGES if (version := version_of(package))},
+    }
+
+
+@contextmanager
+def exclusive(device: str) -> Iterator[None]:
+    """Holds `device` (`cpu` or `cuda`) for one measurement or one training across all processes of this machine.
+
+    Waits for whoever holds it; the lock goes with the process, so that a killed one leaves nothing behind.
+    """
+    lock = FileLock(Path(tempfile.gettempdir()) / f"swinexplore-{device}.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("waiting: another swinexplore process measures or trains on this machine's %s", device)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,37 @@
+"""The network: torch modules for training, the deployed graph for everything else.
+
+`build` makes the module of an `Arch`, `deploy` its checked ONNX graph. torch is imported on the first call, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from explorer.arch import Arch
+from explorer.records import Precision
+
+if TYPE_CHECKING:
+    from explorer.model.deployment import Deployed
+    from explorer.model.swin import Swin
+
+#: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
+GRAPH_VERSION: Final = 1
+
+
+def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Swin:
+    """The torch module of `arch` on the CPU in fp32, initialised as the Swin authors do from `seed`.
+
+    `drop_path`: stochastic depth rate of the last block (0..1).
+    """
+    from explorer.model.swin import Swin, init_weights
+
+    module = Swin(arch.canonical(), drop_path)
+    init_weights(module, seed)
+    return module
+
+
+def deploy(module: Swin, arch: Arch, *, batch: int = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
+    """See `explorer.model.deployment.deploy`."""
+    from explorer.model.deployment import deploy as deploy_module
+
+    return deploy_module(module, arch, batch=batch, precision=precision, seed=seed)

@@ -1,0 +1,53 @@
+"""Pareto fronts of accuracy (up) against latency (down), and their hypervolume. Pure numpy.
+
+A front holds no two points with the same accuracy and latency: of equals the first stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def front(accuracies: Sequence[float], latencies_ms: Sequence[float]) -> list[int]:
+    """Indices of the non-dominated points, by rising latency.
+
+    Raises ValueError for lists of different length and for a NaN, which has no place in an order. Cost n log n.
+    """
+    accuracy, latency_ms = _checked(accuracies, latencies_ms)
+    by_latency = np.lexsort((np.arange(len(accuracy)), -accuracy, latency_ms))
+    members: list[int] = []
+    best = -np.inf
+    for index in by_latency.tolist():
+        if accuracy[index] > best:
+            members.append(index)
+            best = float(accuracy[index])
+    return members
+
+
+def hypervolume(
+    accuracies: Sequence[float], latencies_ms: Sequence[float], *, reference_ms: float, reference_accuracy: float = 0.0
+) -> float:
+    """Area between the front and the reference point, in units of accuracy x `reference_ms`: 1 is unreachable.
+
+    Points beyond the reference add nothing. Raises ValueError as `front` does.
+    """
+    area, covered_from = 0.0, reference_ms
+    for index in reversed(front(accuracies, latencies_ms)):
+        width = covered_from - latencies_ms[index]
+        height = accuracies[index] - reference_accuracy
+        if width > 0 and height > 0:
+            area += width * height
+            covered_from = latencies_ms[index]
+    return float(area / reference_ms)
+
+
+def _checked(accuracies: ArrayLike, latencies_ms: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    accuracy, latency_ms = np.asarray(accuracies, dtype=float), np.asarray(latencies_ms, dtype=float)
+    if accuracy.shape != latency_ms.shape or accuracy.ndim != 1:
+        raise ValueError(f"accuracies {accuracy.shape} and latencies {latency_ms.shape} must be two lists of one length")
+    if np.isnan(accuracy).any() or np.isnan(latency_ms).any():
+        raise ValueError("a NaN has no place on a front: leave failed candidates out")
+    return accuracy, latency_ms

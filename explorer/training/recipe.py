@@ -1,0 +1,117 @@
+"""What a training is made of: `Recipe`, the built-in recipes and the run file of a full training. No torch here.
+
+A recipe holds everything that shapes the result but the architecture, the data and the seed. The proxy and the full
+training are the same loop with two recipes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from explorer.arch import Arch
+from explorer.document import Document, check, read
+from explorer.errors import ArchError, RecipeError
+from explorer.records import digest
+
+_Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Recipe(Document):
+    """AdamW with linear warm-up and cosine decay over `epochs`, label smoothing and light augmentation.
+
+    `batch_size`: images per optimizer step, cut into `accumulate` equal parts that are run one after another. `lr`: at the
+    end of the warm-up, for this batch size. `warmup`: share of all steps. `crop_padding`: pixels, as a share of the image's
+    side, by which a random crop may move it. `train_images`: at most that many are used (None: all). `precision`: `mixed`
+    means bf16 autocast on a GPU that has it, fp32 elsewhere.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    accumulate: PositiveInt = 1
+    lr: PositiveFloat = 1e-3
+    min_lr: NonNegativeFloat = 1e-5
+    warmup: _Share = 0.1
+    weight_decay: NonNegativeFloat = 0.05
+    label_smoothing: _Share = 0.1
+    drop_path: _Share = 0.0
+    grad_clip: PositiveFloat = 5.0
+    flip: bool = False
+    crop_padding: _Share = 0.0625
+    train_images: PositiveInt | None = None
+    eval_images: PositiveInt | None = None
+    precision: Literal["mixed", "fp32"] = "mixed"
+
+    @cached_property
+    def id(self) -> str:
+        """`r1-` and 12 hex digits over all fields that differ from the defaults."""
+        return digest("r1", self.model_dump(exclude_defaults=True))
+
+
+#: Built-in recipes. `imagenet` follows Liu et al. 2021, section 4.1, but for its heavy augmentation (RandAugment, mixup,
+#: cutmix, random erasing), which this loop does not have.
+RECIPES: Final = MappingProxyType(
+    {
+        "proxy": Recipe(epochs=12, lr=2e-3, warmup=0.15, train_images=10_000, eval_images=2_000),
+        "quick": Recipe(epochs=5, batch_size=64, lr=2e-3, warmup=0.15, train_images=3_000, eval_images=1_000),
+        "imagenet": Recipe(
+            epochs=300, batch_size=1024, accumulate=8, lr=1e-3, warmup=20 / 300, drop_path=0.5, flip=True, crop_padding=0.125
+        ),
+    }
+)
+
+
+def load_recipe(name: str, *, epochs: int | None = None) -> Recipe:
+    """A built-in recipe by name, or one from a YAML file; `epochs` replaces its schedule's length. Raises RecipeError."""
+    if name in RECIPES:
+        recipe = RECIPES[name]
+    elif Path(name).suffix in (".yaml", ".yml"):
+        recipe = read(Path(name), Recipe, RecipeError)
+    else:
+        raise RecipeError(f"recipe: {name!r} is not known; allowed: {', '.join(RECIPES)}, or a .yaml file")
+    if epochs is not None and epochs < 1:
+        raise RecipeError(f"epochs: {epochs} is not a whole number of at least 1")
+    return recipe if epochs is None else recipe.model_copy(update={"epochs": epochs})
+
+
+class RunFile(Document):
+    """A full training as `swinexplore export` writes it and `swinexplore train` reads it.
+
+    `arch`: every field of the architecture. `data`: as for `--data`, or None where it is given at training time. `origin`:
+    where the choice came from; for people, not read by the training.
+    """
+
+    version: Literal[1]
+    name: str
+    arch: dict[str, Any]
+    recipe: Recipe
+    data: str | None = None
+    seed: NonNegativeInt = 0
+    origin: dict[str, Any] = {}
+
+    def architecture(self, source: str) -> Arch:
+        """The `arch` field as a canonical Arch. Raises RecipeError, opened by `source`."""
+        try:
+            return Arch.from_dict(self.arch).canonical()
+        except ArchError as error:
+            raise RecipeError(f"{source}: arch.{error}") from None
+
+
+def load_run(path: Path) -> RunFile:
+    """Reads a run file; raises RecipeError with file, field path, value and what is allowed."""
+    run = read(path, RunFile, RecipeError)
+    run.architecture(str(path))
+    return run
+
+
+def write_run(run: RunFile, path: Path) -> None:
+    """Writes `run` as YAML with a heading that says how to use it."""
+    check(run.model_dump(), RunFile, RecipeError, str(path))
+    text = yaml.safe_dump(run.model_dump(), sort_keys=False, default_flow_style=None, width=100)
+    heading = f"# A training run written by swinexplore. Start or resume it: swinexplore train {path.name} --data DATA\n"
+    path.write_text(heading + text, encoding="utf-8")

@@ -1,0 +1,246 @@
+"""The one training loop: short proxies and full trainings differ by their recipe alone.
+
+All randomness of an epoch is drawn from (seed, epoch), so that a training resumed at an epoch's end goes on as the
+undisturbed one would have. Data live on the device; augmentation is batched there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from explorer.errors import RecipeError, TrainError
+from explorer.records import Epoch
+from explorer.training.data import Split
+from explorer.training.recipe import Recipe
+
+EVAL_BATCH = 256
+#: A diverged loss is looked for this often; looking makes a GPU wait.
+CHECK_EVERY_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last accuracy (0..1), seconds of training (evaluation included, resumed epochs too) and the curve."""
+
+    accuracy: float
+    train_s: float
+    curve: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training keeps its state, and `key`, which a state to resume from must carry."""
+
+    path: Path
+    key: str
+
+
+def train(
+    module: nn.Module,
+    recipe: Recipe,
+    split: Split,
+    *,
+    seed: int,
+    device: torch.device,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Outcome:
+    """Trains `module` in place for the recipe's epochs; same arguments on one machine, same accuracy.
+
+    With a `checkpoint` the state is kept after every epoch and resumed from. Raises TrainError when the loss is no longer
+    finite or memory runs out, RecipeError when the kept state belongs to another training.
+    """
+    if len(split.train_labels) < recipe.batch_size:
+        raise RecipeError(
+            f"recipe.batch_size: {recipe.batch_size} is more than the {len(split.train_labels)} training images; use fewer"
+        )
+    if recipe.batch_size % recipe.accumulate:
+        raise RecipeError(f"recipe.accumulate: {recipe.accumulate} does not divide batch_size {recipe.batch_size}")
+    with _random_state_kept(device):
+        try:
+            return _Loop(module.to(device), recipe, split, seed, device).run(on_epoch, checkpoint)
+        except torch.OutOfMemoryError as error:
+            raise TrainError(f"out of memory on {device} at batch {recipe.batch_size}: {error}", "out_of_memory") from error
+
+
+class _Loop:
+    """State of one training."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, split: Split, seed: int, device: torch.device) -> None:
+        self.module, self.recipe, self.split, self.seed, self.device = module, recipe, split, seed, device
+        self.steps_per_epoch = len(split.train_labels) // recipe.batch_size
+        self.optimizer = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.lr, fused=True)
+        self.mean, self.std = _statistics(split.train_images)
+        self.curve: list[Epoch] = []
+
+    def run(self, on_epoch: Callable[[Epoch], None] | None, checkpoint: Checkpoint | None) -> Outcome:
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        while len(self.curve) < self.recipe.epochs:
+            start = time.perf_counter()
+            loss = self.train_epoch(len(self.curve))
+            accuracy = self.evaluate()
+            self.curve.append(Epoch(len(self.curve) + 1, loss, accuracy, time.perf_counter() - start))
+            if checkpoint is not None:
+                self.save(checkpoint)
+            if on_epoch is not None:
+                on_epoch(self.curve[-1])
+        accuracy = self.curve[-1].accuracy
+        assert accuracy is not None
+        return Outcome(accuracy, sum(epoch.seconds for epoch in self.curve), tuple(self.curve))
+
+    def train_epoch(self, epoch: int) -> float:
+        """One pass over the training images; the mean loss. Raises TrainError when it is not finite."""
+        self.module.train()
+        torch.manual_seed(_mix(self.seed, epoch))
+        generator = torch.Generator(self.device).manual_seed(_mix(self.seed, epoch))
+        order = torch.randperm(len(self.split.train_labels), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
+        total, recipe = torch.zeros((), device=self.device), self.recipe
+        for step in range(self.steps_per_epoch):
+            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].to(self.device)
+            self.set_lr(epoch * self.steps_per_epoch + step)
+            total += self.train_step(batch, generator)
+            if (step + 1) % CHECK_EVERY_STEPS == 0 or step + 1 == self.steps_per_epoch:
+                self.require_finite(total, epoch, step)
+        return float(total) / self.steps_per_epoch
+
+    def train_step(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """One optimizer step on the images `batch` indexes; their mean loss, on the device."""
+        total = torch.zeros((), device=self.device)
+        for part in batch.chunk(self.recipe.accumulate):
+            images = augment(self.split.train_images[part], self.recipe, generator)
+            with self.autocast():
+                logits = self.module(self.normalized(images))
+                loss = F.cross_entropy(logits, self.split.train_labels[part], label_smoothing=self.recipe.label_smoothing)
+            (loss / self.recipe.accumulate).backward()
+            total += loss.detach() / self.recipe.accumulate
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    @torch.inference_mode()
+    def evaluate(self) -> float:
+        """Share of the evaluation images that are classified correctly."""
+        self.module.eval()
+        correct = torch.zeros((), device=self.device)
+        for images, labels in zip(
+            self.split.eval_images.split(EVAL_BATCH), self.split.eval_labels.split(EVAL_BATCH), strict=True
+        ):
+            with self.autocast():
+                correct += (self.module(self.normalized(images.to(self.device))).argmax(1) == labels).sum()
+        return float(correct) / len(self.split.eval_labels)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 -> fp32 with mean 0 and deviation 1 a channel."""
+        return (images.float() - self.mean) / self.std
+
+    def set_lr(self, step: int) -> None:
+        lr = learning_rate(self.recipe, step, self.recipe.epochs * self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.device.type == "cuda" and self.recipe.precision == "mixed" and torch.cuda.is_bf16_supported():
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
+        if not math.isfinite(float(loss)):
+            at = epoch * self.steps_per_epoch + step + 1
+            raise TrainError(f"diverged: the loss is {float(loss)} by step {at} (epoch {epoch + 1}, seed {self.seed})")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        state = {
+            "key": checkpoint.key,
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        unfinished = checkpoint.path.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(checkpoint.path)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint.path.exists():
+            return
+        state = read_checkpoint(checkpoint.path)
+        if state.get("key") != checkpoint.key:
+            raise RecipeError(
+                f"{checkpoint.path}: the state of another training (other architecture, recipe, data or seed); "
+                "move it away, or train into another folder with --to"
+            )
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve = [Epoch(**row) for row in state["curve"]]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state kept at `path`, read without running any code in it. Raises RecipeError for a file that is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken file leads to
+        raise RecipeError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or "module" not in state:
+        raise RecipeError(f"{path}: not a checkpoint of swinexplore")
+    return state
+
+
+def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
+    """Linear warm-up to `recipe.lr`, then a cosine to `recipe.min_lr` at the last step; `step` counts from 0."""
+    warmup_steps = int(recipe.warmup * num_steps)
+    if step < warmup_steps:
+        return recipe.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Random crop after padding with the edge, and random horizontal flip; (B, C, H, W) of any type, one draw an image."""
+    B, _, _, side = images.shape
+    padding = int(side * recipe.crop_padding)
+    if padding:
+        padded = F.pad(images.float(), (padding,) * 4, mode="replicate").to(images.dtype)
+        offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=generator, device=images.device)
+        rows, columns = offsets + torch.arange(side, device=images.device)
+        images = padded[torch.arange(B, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        images = images.permute(0, 3, 1, 2)
+    if recipe.flip:
+        flipped = torch.rand(B, generator=generator, device=images.device) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    return images
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Norms, biases and position bias tables are not decayed (Liu et al. 2021, appendix A2.1)."""
+    decayed = [p for name, p in module.named_parameters() if p.ndim > 1 and "bias_table" not in name]
+    others = [p for name, p in module.named_parameters() if p.ndim <= 1 or "bias_table" in name]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation a channel, (1, C, 1, 1), over at most 10,000 images."""
+    sample = images[:10_000].float()
+    return sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One generator seed for every (seed, epoch)."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+@contextlib.contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    """torch's global random state is the caller's again afterwards."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        yield
