@@ -126,14 +126,15 @@ def _device_kind(backend: str, device: str) -> tuple[DeviceKind, str]:
     if device == "cpu":
         return "cpu", "--device cpu asks for it"
     if device == "cuda":
-        _require(_sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu")
+        _require(sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu")
         return "cuda", "--device cuda asks for it"
     if backend == "onnxruntime":
         return "cpu", "ONNX Runtime runs on the CPU here"
-    return ("cuda", "torch sees an NVIDIA GPU") if _sees_gpu() else ("cpu", "torch sees no NVIDIA GPU")
+    return ("cuda", "torch sees an NVIDIA GPU") if sees_gpu() else ("cpu", "torch sees no NVIDIA GPU")
 
 
-def _sees_gpu() -> bool:
+def sees_gpu() -> bool:
+    """Whether torch can use an NVIDIA GPU here; imports torch only where a driver is loaded."""
     if not environment.has_nvidia_driver():
         return False
     import torch

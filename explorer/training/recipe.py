@@ -57,8 +57,8 @@ class Recipe(Document):
 #: cutmix, random erasing), which this loop does not have.
 RECIPES: Final = MappingProxyType(
     {
-        "proxy": Recipe(epochs=12, lr=2e-3, warmup=0.15, train_images=10_000, eval_images=2_000),
-        "quick": Recipe(epochs=5, batch_size=64, lr=2e-3, warmup=0.15, train_images=3_000, eval_images=1_000),
+        "proxy": Recipe(epochs=8, lr=3e-3, warmup=0.15, train_images=8_000, eval_images=2_000),
+        "quick": Recipe(epochs=4, batch_size=64, lr=3e-3, warmup=0.15, train_images=2_000, eval_images=1_000),
         "imagenet": Recipe(
             epochs=300, batch_size=1024, accumulate=8, lr=1e-3, warmup=20 / 300, drop_path=0.5, flip=True, crop_padding=0.125
         ),

@@ -1,0 +1,179 @@
+"""Architecture -> candidate: look facts up, else measure and train, latency first.
+
+What is in the store is never done again. A candidate over the latency limit is not trained. Measuring and training follow
+one another in one process and hold their device, so that nothing of ours runs beside a measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from explorer import latency, model
+from explorer.arch import Arch, ProxyScale
+from explorer.errors import TrialError
+from explorer.latency import environment
+from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, Target
+from explorer.store import ScoreKey, Store, latency_key
+from explorer.training.data import Data, DataInfo, load
+from explorer.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+Step = Literal["measuring", "training"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a study evaluates: where latency is measured, and how, on what and from which seed a proxy is trained.
+
+    `max_latency_ms`: candidates over it are not trained. `train_device`: `cpu` or `cuda`.
+    """
+
+    target: Target
+    scale: ProxyScale
+    recipe: Recipe
+    data: DataInfo
+    seed: int = 0
+    max_latency_ms: float | None = None
+    train_device: Literal["cpu", "cuda"] = "cpu"
+
+    def proxy(self, arch: Arch) -> Arch:
+        """The scaled-down architecture that is trained in place of `arch`."""
+        return arch.proxy(self.scale, channels=self.data.channels, num_classes=self.data.num_classes)
+
+    def score_key(self, arch: Arch) -> ScoreKey:
+        """The key of the score that stands for `arch`."""
+        return ScoreKey(self.proxy(arch).id, self.recipe.id, self.data.id, self.recipe.epochs, self.seed)
+
+    def identity(self) -> dict[str, Any]:
+        """What a study's identity holds beside its space: proxy, target, recipe and data."""
+        return {
+            "proxy": asdict(self.scale),
+            "target": asdict(self.target),
+            "recipe": self.recipe.model_dump(),
+            "data": {"spec": self.data.spec, "id": self.data.id},
+        }
+
+
+class Evaluator:
+    """Evaluates architectures by one plan; holds the loaded data between them."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where proxies are trained."""
+        import torch
+
+        return torch.device(self.plan.train_device)
+
+    def prepare(self, arch: Arch) -> None:
+        """Loads the data at the size of `arch`'s proxy, which all of a space share. Raises DataError."""
+        self._data(self.plan.proxy(arch))
+
+    def evaluate(
+        self,
+        arch: Arch,
+        on_step: Callable[[Step], None] = lambda step: None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> Candidate:
+        """Latency of `arch`, then the accuracy of its proxy, each from the store where it is there.
+
+        A TrialError becomes a failed candidate and is kept; ParityError and UserError go through.
+        """
+        candidate = Candidate(arch, "pending")
+        try:
+            found, is_known = self.latency(arch, on_step)
+            candidate = replace(candidate, latency=found, reused=int(is_known))
+            limit = self.plan.max_latency_ms
+            if limit is not None and found.latency_ms > limit:
+                return replace(candidate, outcome="gated")
+            score, is_known = self.score(arch, on_step, on_epoch)
+        except _KnownFailure as known:
+            return replace(candidate, outcome="failed", failure=known.failure, reused=candidate.reused + 1)
+        except TrialError as error:
+            is_score = candidate.latency is not None
+            key = str(self.plan.score_key(arch)) if is_score else latency_key(arch.id, self.plan.target.id)
+            failure = Failure(arch.id, key, cast(FailureKind, error.kind), str(error), _now())
+            self.store.add_failure(arch, failure)
+            return replace(candidate, outcome="failed", failure=failure)
+        return replace(candidate, outcome="complete", score=score, reused=candidate.reused + int(is_known))
+
+    def latency(self, arch: Arch, on_step: Callable[[Step], None] = lambda step: None) -> tuple[Latency, bool]:
+        """The latency of the full-size architecture, and whether it was known."""
+        target = self.plan.target
+        known = self.store.latency(arch.id, target.id)
+        if known is not None:
+            return known, True
+        self._raise_known_failure(latency_key(arch.id, target.id))
+        on_step("measuring")
+        measured = measure_arch(arch, target, seed=self.plan.seed)
+        self.store.add_latency(arch, target, measured)
+        return measured, False
+
+    def score(
+        self, arch: Arch, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None] | None
+    ) -> tuple[Score, bool]:
+        """The score of the architecture's proxy, and whether it was known."""
+        key, plan = self.plan.score_key(arch), self.plan
+        known = self.store.score(key)
+        if known is not None:
+            return known, True
+        self._raise_known_failure(str(key))
+        on_step("training")
+        from explorer.training.trainer import train
+
+        proxy = plan.proxy(arch)
+        split = self._data(proxy).for_search(plan.recipe.train_images, plan.recipe.eval_images)
+        module = model.build(proxy, seed=plan.seed, drop_path=plan.recipe.drop_path)
+        with environment.exclusive(plan.train_device):
+            outcome = train(module, plan.recipe, split, seed=plan.seed, device=self.device, on_epoch=on_epoch)
+        host = {**environment.describe_host(), "device": plan.train_device}
+        score = Score(**asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=_now())
+        score = replace(score, curve=outcome.curve)
+        self.store.add_score(proxy, plan.recipe.model_dump(), score)
+        return score, False
+
+    def _data(self, proxy: Arch) -> Data:
+        if not hasattr(self, "_loaded"):
+            self._loaded = load(self.plan.data, image_size=proxy.image_size, channels=proxy.channels, device=self.device)
+        return self._loaded
+
+    def _raise_known_failure(self, key: str) -> None:
+        failure = self.store.failure(key)
+        if failure is not None:
+            raise _KnownFailure(failure)
+
+
+class _KnownFailure(Exception):
+    """A fact that is missing for good; carries why."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+def measure_arch(arch: Arch, target: Target, *, seed: int = 0) -> Latency:
+    """Builds the full-size architecture, deploys it as the target's backend needs it and measures it.
+
+    Raises what `model.deploy` and `latency.measure` raise. Takes seconds.
+    """
+    from explorer.model.deployment import Deployed
+
+    start = time.perf_counter()
+    module = model.build(arch, seed=seed)
+    if latency.needs_graph(target):
+        deployed = model.deploy(module, arch, batch=target.batch, precision=target.precision, seed=seed)
+    else:
+        deployed = Deployed(arch, module.eval(), target.batch, target.precision)
+    return latency.measure(deployed, target, prepare_s=time.perf_counter() - start, seed=seed)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

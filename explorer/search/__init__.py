@@ -1,0 +1,318 @@
+"""The search: proposes architectures, has them evaluated, keeps the study. The only package that imports Optuna.
+
+Optuna's tables hold one trial per different architecture, for the sampler's record and for optuna-dashboard; the facts
+and the study's members are the store's. A killed search leaves at most one RUNNING trial: the next start closes it and
+takes its architecture up first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from explorer import pareto
+from explorer.arch import Arch
+from explorer.errors import StoreError, TrialError, UserError
+from explorer.evaluate import Evaluator, Plan, Step
+from explorer.records import Candidate, Epoch, FrontRecord, StudyRecord, digest
+from explorer.search.sampling import DIRECTIONS, SAMPLERS, Proposal, Proposer, distributions, told_constraints
+from explorer.space import Space
+from explorer.store import BUSY_TIMEOUT_S, Store
+
+logger = logging.getLogger(__name__)
+
+METRIC_NAMES = ["accuracy", "latency_ms"]
+#: The front's hypervolume is counted up to this multiple of the base model's latency.
+REFERENCE_FACTOR = 2.0
+
+__all__ = ["SAMPLERS", "Progress", "delete", "describe_identity", "run", "study_name"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a search reports. `trial` events carry the candidate, `step` and `epoch` events the architecture in work.
+
+    `num_done` of `num_asked` architectures are in the study; `front` holds the ids on the front; `seconds_left` is None
+    until something has been timed.
+    """
+
+    kind: Literal["start", "step", "epoch", "trial", "end", "interrupted"]
+    study: str
+    num_done: int
+    num_asked: int
+    arch: Arch | None = None
+    step: Step | None = None
+    epoch: Epoch | None = None
+    candidate: Candidate | None = None
+    best_accuracy: float | None = None
+    best_latency_ms: float | None = None
+    front: tuple[str, ...] = ()
+    seconds_left: float | None = None
+    message: str = ""
+
+
+def describe_identity(space: Space, plan: Plan) -> dict[str, Any]:
+    """What makes a study this study and no other, as JSON-ready values: space, proxy, target, recipe and data."""
+    identity = {"space": {"base": space.base.name, **space.describe()}, **plan.identity()}
+    copy: dict[str, Any] = json.loads(json.dumps(identity))
+    return copy
+
+
+def study_name(space: Space, plan: Plan) -> str:
+    """The name that a study gets by itself: the same for the same identity, another for another."""
+    fingerprint = digest("", describe_identity(space, plan))[1:7]
+    return f"{space.name}-{plan.target.backend}-{plan.target.precision}-b{plan.target.batch}-{fingerprint}"
+
+
+def run(
+    space: Space,
+    plan: Plan,
+    store: Store,
+    *,
+    trials: int,
+    sampler: str = "tpe",
+    study: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> StudyRecord:
+    """Evaluates architectures until the study holds `trials` different ones, or the whole space.
+
+    Takes up an existing study of the same name; raises StoreError when that one was made with another identity, UserError
+    for bad numbers. KeyboardInterrupt ends it cleanly and goes through: everything finished is kept.
+    """
+    if trials < 1:
+        raise UserError(f"trials: {trials} is not a whole number of at least 1")
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler: {sampler!r} is not known; allowed: {', '.join(SAMPLERS)}")
+    record = StudyRecord(
+        name=study or study_name(space, plan),
+        identity=describe_identity(space, plan),
+        target_id=plan.target.id,
+        recipe_id=plan.recipe.id,
+        data_id=plan.data.id,
+        base_id=space.base.id,
+        seed=plan.seed,
+    )
+    require_same_identity(store, record)
+    evaluator = Evaluator(plan, store)
+    evaluator.prepare(space.base)  # a problem with the data shows before anything is written
+    store.add_study(record, space.base, plan.target, plan.recipe.model_dump())
+    _Search(space, evaluator, store, record, min(trials, space.architectures), sampler, on_progress).run()
+    return record
+
+
+def require_same_identity(store: Store, record: StudyRecord) -> None:
+    """Raises StoreError that names the differences where a study of that name was made with another identity."""
+    known = [study for study in store.studies() if study.name == record.name]
+    differences = list(_differences(known[0].identity, record.identity)) if known else []
+    if differences:
+        raise StoreError(
+            f"study: {record.name!r} was made with another setting: {'; '.join(differences)}; give another --study, or the "
+            "same space, target, recipe and data"
+        )
+
+
+def delete(store: Store, name: str) -> None:
+    """Forgets a study in Optuna's tables and ours; its facts stay. Raises StoreError when there is none."""
+    store.study(name)
+    with _quiet_optuna():
+        storage = _storage(store)
+        if name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+    store.delete_study(name)
+
+
+class _Search:
+    """One run of one study."""
+
+    def __init__(
+        self,
+        space: Space,
+        evaluator: Evaluator,
+        store: Store,
+        record: StudyRecord,
+        num_asked: int,
+        sampler: str,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.space, self.evaluator, self.store, self.record = space, evaluator, store, record
+        self.num_asked, self.sampler, self.on_progress = num_asked, sampler, on_progress
+        self.trials = _Trials(store, record.name, space)
+        self.candidates = {candidate.arch.id: candidate for candidate in store.candidates(record)}
+        self.front: tuple[str, ...] = ()
+        self.seconds: list[float] = []
+
+    def run(self) -> None:
+        self.report("start")
+        try:
+            unfinished = self.trials.close_stale(set(self.candidates))
+            self.proposer = Proposer(
+                self.space,
+                self.sampler,
+                self.evaluator.plan.seed,
+                [c for c in self.candidates.values() if not self.is_open(c)],
+                self.evaluator.plan.max_latency_ms,
+            )
+            if self.space.point(self.space.base) is None:
+                self.measure_base()
+            for arch in self.first(unfinished):
+                proposal = self.proposer.given(arch)
+                if proposal is not None and (arch.id in self.candidates or len(self.candidates) < self.num_asked):
+                    self.evaluate(proposal)
+            while len(self.candidates) < self.num_asked and (proposal := self.proposer.propose()) is not None:
+                self.evaluate(proposal)
+        except KeyboardInterrupt:
+            self.report("interrupted")
+            raise
+        used_up = len(self.candidates) >= self.space.architectures
+        self.report("end", message="every architecture of the space has been evaluated" if used_up else "")
+
+    def is_open(self, candidate: Candidate) -> bool:
+        """Whether a candidate was stopped by a latency limit that no longer stops it."""
+        limit, latency_ms = self.evaluator.plan.max_latency_ms, candidate.latency_ms
+        return candidate.outcome == "gated" and (limit is None or (latency_ms is not None and latency_ms <= limit))
+
+    def first(self, unfinished: list[Arch]) -> list[Arch]:
+        """What comes before the sampler's proposals: work in flight when the search ended, then the known networks."""
+        reopened = [candidate.arch for candidate in self.candidates.values() if self.is_open(candidate)]
+        new = [arch for arch in (*unfinished, *self.space.known_networks()) if arch.id not in self.candidates]
+        return list({arch.id: arch for arch in (*reopened, *new)}.values())
+
+    def measure_base(self) -> None:
+        """The base model's latency, which others are compared with, where the space itself does not hold the base."""
+        try:
+            self.evaluator.latency(self.space.base, lambda step: self.report("step", arch=self.space.base, step=step))
+        except TrialError as error:
+            logger.warning("the base model %s has no latency: %s", self.space.base.name, error)
+
+    def evaluate(self, proposal: Proposal) -> None:
+        arch, start = proposal.arch, time.perf_counter()
+        with self.trials.running(proposal) as finish:
+            candidate = self.evaluator.evaluate(
+                arch,
+                lambda step: self.report("step", arch=arch, step=step),
+                lambda epoch: self.report("epoch", arch=arch, step="training", epoch=epoch),
+            )
+            self.store.add_member(self.record.name, candidate, self.evaluator.plan.score_key(arch))
+            self.candidates[arch.id] = candidate
+            self.proposer.learn(candidate)
+            constraints = told_constraints(candidate, self.evaluator.plan.max_latency_ms)
+            finish(self.proposer.told_values(candidate), constraints)
+        if candidate.reused < 2:
+            self.seconds.append(time.perf_counter() - start)
+        self.keep_front()
+        self.report("trial", arch=arch, candidate=candidate)
+
+    def keep_front(self) -> None:
+        """Stores the front where it has changed."""
+        complete = self.complete()
+        accuracies, latencies = [c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete]
+        front = tuple(complete[index].arch.id for index in pareto.front(accuracies, latencies))
+        if front and front != self.front:
+            base = self.store.latency(self.record.base_id, self.record.target_id)
+            reference_ms = REFERENCE_FACTOR * (latencies[0] if base is None else base.latency_ms)
+            volume = pareto.hypervolume(accuracies, latencies, reference_ms=reference_ms)
+            self.store.add_front(FrontRecord(self.record.name, len(self.candidates), front, volume, reference_ms))
+            self.front = front
+
+    def complete(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates.values() if candidate.outcome == "complete"]
+
+    def report(self, kind: str, **details: Any) -> None:
+        complete = self.complete()
+        left = self.num_asked - len(self.candidates)
+        seconds_left = left * sum(self.seconds) / len(self.seconds) if self.seconds else None
+        progress = Progress(
+            kind="start",
+            study=self.record.name,
+            num_done=len(self.candidates),
+            num_asked=self.num_asked,
+            best_accuracy=max((c.accuracy for c in complete if c.accuracy is not None), default=None),
+            best_latency_ms=min((c.latency_ms for c in complete if c.latency_ms is not None), default=None),
+            front=self.front,
+            seconds_left=seconds_left,
+        )
+        self.on_progress(replace(progress, kind=kind, **details))
+
+
+class _Trials:
+    """The study's trials in Optuna's tables: one for every architecture that is or was in work."""
+
+    def __init__(self, store: Store, name: str, space: Space) -> None:
+        self.space = space
+        with _quiet_optuna():
+            self.storage = _storage(store)
+            self.study = optuna.create_study(
+                study_name=name, storage=self.storage, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
+            )
+            if self.study.metric_names is None:
+                self.study.set_metric_names(METRIC_NAMES)
+        self.study_id = self.storage.get_study_id_from_name(name)
+
+    def close_stale(self, members: set[str]) -> list[Arch]:
+        """Fails the trials that a killed search left running; architectures in work then and not evaluated since."""
+        unfinished: dict[str, Arch] = {}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
+            if trial.state == TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            arch = self.space.arch(trial.params)
+            if arch.id not in members:
+                unfinished[arch.id] = arch
+        return list(unfinished.values())
+
+    @contextmanager
+    def running(self, proposal: Proposal) -> Iterator[Callable[[tuple[float, float], dict[str, float]], None]]:
+        """A RUNNING trial while the body evaluates; the body calls what it is given with values and constraints."""
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=proposal.point,
+            distributions=distributions(self.space),
+            user_attrs={"arch_id": proposal.arch.id},
+        )
+        trial_id = self.storage.create_new_trial(self.study_id, template_trial=template)
+
+        def finish(values: tuple[float, float], constraints: dict[str, float]) -> None:
+            if any(value > 0 for value in constraints.values()):
+                trial = optuna.Trial(self.study, trial_id)
+                for name, value in constraints.items():
+                    trial.set_constraint(name, value)
+            self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+
+        try:
+            yield finish
+        except BaseException:
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            raise
+
+
+def _storage(store: Store) -> RDBStorage:
+    return RDBStorage(store.url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Optuna's own log lines would break the live display; named metrics are marked experimental."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """`space.depth3: [10, 12] there, [10] here` for every leaf that differs."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+    elif there != here:
+        yield f"{path}: {there!r} there, {here!r} here"

@@ -1,0 +1,463 @@
+"""Facts and studies in SQLite, in the same file as Optuna's tables. The only module with SQL.
+
+Facts (architectures, latencies, scores, failures) are keyed by what they are facts of, inserted if absent and never
+changed; studies point at them. Table names avoid Optuna's (studies, study_*, trials, trial_*, version_info,
+alembic_version); the schema's version stands in `explorer_version`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as insert_or_leave
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from explorer.arch import Arch
+from explorer.complexity import complexity_of
+from explorer.errors import StoreError
+from explorer.records import Candidate, Epoch, Failure, FrontRecord, Latency, Score, StudyRecord, Target
+
+DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
+BUSY_TIMEOUT_S: Final = 30
+
+_metadata = sa.MetaData()
+_version = sa.Table("explorer_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
+_architectures = sa.Table(
+    "architectures",
+    _metadata,
+    sa.Column("arch_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("windows", sa.JSON, nullable=False),
+    sa.Column("shifts", sa.JSON, nullable=False),
+    sa.Column("br", sa.Boolean, nullable=False),
+    sa.Column("depth3", sa.Integer, nullable=False),
+    sa.Column("depths", sa.JSON, nullable=False),
+    sa.Column("embed_dim", sa.Integer, nullable=False),
+    sa.Column("params_trainable", sa.BigInteger, nullable=False),
+    sa.Column("params_deployed", sa.BigInteger, nullable=False),
+    sa.Column("flops", sa.BigInteger, nullable=False),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+_targets = sa.Table(
+    "targets",
+    _metadata,
+    sa.Column("target_id", sa.String(32), primary_key=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+_latencies = sa.Table(
+    "latencies",
+    _metadata,
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("target_id", sa.ForeignKey("targets.target_id"), primary_key=True),
+    sa.Column("latency_ms", sa.Float, nullable=False),
+    sa.Column("p95_ms", sa.Float, nullable=False),
+    sa.Column("min_ms", sa.Float, nullable=False),
+    sa.Column("cv", sa.Float, nullable=False),
+    sa.Column("num_samples", sa.Integer, nullable=False),
+    sa.Column("window_medians_ms", sa.JSON, nullable=False),
+    sa.Column("is_stable", sa.Boolean, nullable=False),
+    sa.Column("prepare_s", sa.Float, nullable=False),
+    sa.Column("measure_s", sa.Float, nullable=False),
+    sa.Column("environment", sa.JSON, nullable=False),
+    sa.Column("measured_at", sa.String(32), nullable=False),
+)
+_recipes = sa.Table(
+    "recipes",
+    _metadata,
+    sa.Column("recipe_id", sa.String(32), primary_key=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+_scores = sa.Table(
+    "scores",
+    _metadata,
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), primary_key=True),
+    sa.Column("data_id", sa.String(32), primary_key=True),
+    sa.Column("epochs", sa.Integer, primary_key=True),
+    sa.Column("seed", sa.BigInteger, primary_key=True),
+    sa.Column("accuracy", sa.Float, nullable=False),
+    sa.Column("train_s", sa.Float, nullable=False),
+    sa.Column("curve", sa.JSON, nullable=False),
+    sa.Column("environment", sa.JSON, nullable=False),
+    sa.Column("trained_at", sa.String(32), nullable=False),
+)
+_failures = sa.Table(
+    "failures",
+    _metadata,
+    sa.Column("key", sa.String(160), primary_key=True),
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("failed_at", sa.String(32), nullable=False),
+)
+_searches = sa.Table(
+    "searches",
+    _metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("identity", sa.JSON, nullable=False),
+    sa.Column("target_id", sa.ForeignKey("targets.target_id"), nullable=False),
+    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), nullable=False),
+    sa.Column("data_id", sa.String(32), nullable=False),
+    sa.Column("base_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("used_at", sa.String(32), nullable=False),
+)
+_members = sa.Table(
+    "members",
+    _metadata,
+    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("proxy_id", sa.String(32), nullable=False),
+    sa.Column("epochs", sa.Integer, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("failure_key", sa.String(160), nullable=True),
+)
+_fronts = sa.Table(
+    "fronts",
+    _metadata,
+    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("num_trials", sa.Integer, primary_key=True),
+    sa.Column("arch_ids", sa.JSON, nullable=False),
+    sa.Column("hypervolume", sa.Float, nullable=False),
+    sa.Column("reference_ms", sa.Float, nullable=False),
+)
+
+#: One function a version, in order; a database is brought forward by those it has not seen.
+_MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (lambda connection: _metadata.create_all(connection),)
+
+
+@dataclass(frozen=True)
+class ScoreKey:
+    """What a score is keyed by; `arch_id` is the proxy's."""
+
+    arch_id: str
+    recipe_id: str
+    data_id: str
+    epochs: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"score:{self.arch_id}/{self.recipe_id}/{self.data_id}/{self.epochs}/{self.seed}"
+
+
+def latency_key(arch_id: str, target_id: str) -> str:
+    """The key under which a missing latency's failure is kept."""
+    return f"latency:{arch_id}/{target_id}"
+
+
+def storage_url(storage: str) -> str:
+    """A SQLAlchemy URL from a URL or a file's path. Raises StoreError for what is not SQLite."""
+    url = storage if "://" in storage else f"sqlite:///{storage}"
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        raise StoreError(f"storage: {storage!r} is no database URL; allowed: sqlite:///FILE or a file's path") from None
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise StoreError(f"storage: {storage!r} is not supported; allowed: sqlite:///FILE or a file's path")
+    return url
+
+
+class Store:
+    """One database file. Open it with `Store.open`; every method is one short transaction.
+
+    Methods raise StoreError when the database cannot be read or written (locked, full, read-only, damaged).
+    """
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self._engine = engine
+        self.url = url
+
+    @staticmethod
+    def open(storage: str = DEFAULT_STORAGE, *, create: bool = False) -> Store:
+        """Opens the database at `storage` (URL or path), brings its schema forward; makes it where `create`.
+
+        Raises StoreError, having written nothing, when there is none, when it is no database or another program's, or
+        when a newer swinexplore wrote it.
+        """
+        url = storage_url(storage)
+        path = Path(make_url(url).database or "")
+        is_new = not path.exists() or path.stat().st_size == 0
+        if is_new and not create:
+            raise StoreError(f"storage: {path}: no such database; run `swinexplore search` first, or give --storage")
+        if path.is_dir():
+            raise StoreError(f"storage: {path}: is a folder; give a file")
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        sa.event.listen(engine, "connect", _configure)
+        store = Store(engine, url)
+        try:
+            if is_new:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                store._write_ahead()
+            else:
+                store._require_ours(path)
+            store._migrate(path)
+        except OSError as error:
+            raise StoreError(f"storage: {path}: cannot be made: {error.strerror}") from None
+        return store
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._engine.dispose()
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
+
+    def latency(self, arch_id: str, target_id: str) -> Latency | None:
+        """The latency of an architecture on a target, if measured."""
+        rows = self._rows(
+            sa.select(_latencies).where(_latencies.c.arch_id == arch_id, _latencies.c.target_id == target_id)
+        )
+        return _latency(rows[0]) if rows else None
+
+    def score(self, key: ScoreKey) -> Score | None:
+        """The score under `key`, if trained."""
+        rows = self._rows(sa.select(_scores).filter_by(**asdict(key)))
+        return _score(rows[0]) if rows else None
+
+    def failure(self, key: str) -> Failure | None:
+        """Why the fact under `key` is missing for good, if it is."""
+        rows = self._rows(sa.select(_failures).where(_failures.c.key == key))
+        return _failure(rows[0]) if rows else None
+
+    def arch(self, arch_id: str) -> Arch:
+        """The architecture with this id, or with the only id that starts so. Raises StoreError otherwise."""
+        rows = self._rows(
+            sa.select(_architectures).where(_architectures.c.arch_id.startswith(arch_id, autoescape=True)).limit(2)
+        )
+        exact = [row for row in rows if row["arch_id"] == arch_id] or rows
+        if len(exact) != 1:
+            problem = "fits several architectures; give more of it" if exact else "is not in this database"
+            raise StoreError(f"id: {arch_id!r} {problem}; `swinexplore pareto` lists ids")
+        return Arch.from_dict(exact[0]["fields"])
+
+    def add_latency(self, arch: Arch, target: Target, latency: Latency) -> None:
+        """Keeps a latency with its architecture and target; what is there already stays."""
+        with self._transaction() as connection:
+            _add_arch(connection, arch)
+            _leave_or_add(connection, _targets, target_id=target.id, fields=asdict(target))
+            values = asdict(latency)
+            _leave_or_add(connection, _latencies, **{**values, "window_medians_ms": list(latency.window_medians_ms)})
+
+    def add_score(self, proxy: Arch, recipe_fields: dict[str, Any], score: Score) -> None:
+        """Keeps a score with its proxy architecture and recipe; what is there already stays."""
+        with self._transaction() as connection:
+            _add_arch(connection, proxy)
+            _leave_or_add(connection, _recipes, recipe_id=score.recipe_id, fields=recipe_fields)
+            _leave_or_add(connection, _scores, **{**asdict(score), "curve": [asdict(epoch) for epoch in score.curve]})
+
+    def add_failure(self, arch: Arch, failure: Failure) -> None:
+        """Keeps why a fact is missing; what is there already stays."""
+        with self._transaction() as connection:
+            _add_arch(connection, arch)
+            _leave_or_add(connection, _failures, **asdict(failure))
+
+    def mean_seconds(self, target_id: str, recipe_id: str) -> tuple[float | None, float | None]:
+        """Mean seconds of a latency step on this target and of a training with this recipe, None where none is kept."""
+        prepare_and_measure = sa.func.avg(_latencies.c.prepare_s + _latencies.c.measure_s)
+        latency = self._rows(sa.select(prepare_and_measure.label("s")).where(_latencies.c.target_id == target_id))
+        score = self._rows(sa.select(sa.func.avg(_scores.c.train_s).label("s")).where(_scores.c.recipe_id == recipe_id))
+        return latency[0]["s"], score[0]["s"]
+
+    # -- studies -------------------------------------------------------------------------------------------------------
+
+    def add_study(self, study: StudyRecord, base: Arch, target: Target, recipe_fields: dict[str, Any]) -> None:
+        """Keeps a new study; an existing one of that name is left as it is but counts as the latest from now on."""
+        now = _now()
+        with self._transaction() as connection:
+            _add_arch(connection, base)
+            _leave_or_add(connection, _targets, target_id=target.id, fields=asdict(target))
+            _leave_or_add(connection, _recipes, recipe_id=study.recipe_id, fields=recipe_fields)
+            _leave_or_add(connection, _searches, **{**asdict(study), "created_at": now, "used_at": now})
+            connection.execute(_searches.update().where(_searches.c.name == study.name).values(used_at=now))
+
+    def studies(self) -> list[StudyRecord]:
+        """All studies, the latest used first."""
+        rows = self._rows(sa.select(_searches).order_by(_searches.c.used_at.desc(), sa.text("searches.rowid DESC")))
+        return [StudyRecord(**{key: value for key, value in row.items() if key != "used_at"}) for row in rows]
+
+    def study(self, name: str | None = None) -> StudyRecord:
+        """The study of this name, or the latest. Raises StoreError that lists the names."""
+        studies = self.studies()
+        if name is None and studies:
+            return studies[0]
+        for study in studies:
+            if study.name == name:
+                return study
+        names = ", ".join(study.name for study in studies) or "none yet"
+        raise StoreError(f"study: {name or 'no study'!r} is not in this database; there are: {names}")
+
+    def target(self, target_id: str) -> Target:
+        """A target by its id; it is there for every latency and study."""
+        return Target(**self._rows(sa.select(_targets).where(_targets.c.target_id == target_id))[0]["fields"])
+
+    def recipe_fields(self, recipe_id: str) -> dict[str, Any]:
+        """The fields of a recipe by its id; they are there for every score and study."""
+        fields: dict[str, Any] = self._rows(sa.select(_recipes).where(_recipes.c.recipe_id == recipe_id))[0]["fields"]
+        return fields
+
+    def add_member(self, study: str, candidate: Candidate, key: ScoreKey) -> None:
+        """Notes that a study holds an evaluated candidate; `key` says which score is its own.
+
+        A candidate evaluated anew (the latency limit has risen) keeps its position.
+        """
+        found = {
+            "outcome": candidate.outcome,
+            "proxy_id": key.arch_id,
+            "epochs": key.epochs,
+            "seed": key.seed,
+            "failure_key": None if candidate.failure is None else candidate.failure.key,
+        }
+        with self._transaction() as connection:
+            count = sa.select(sa.func.count()).select_from(_members).where(_members.c.study == study)
+            position = connection.execute(count).scalar_one()
+            _add_arch(connection, candidate.arch)
+            insert = insert_or_leave(_members).values(study=study, arch_id=candidate.arch.id, position=position, **found)
+            connection.execute(insert.on_conflict_do_update(index_elements=["study", "arch_id"], set_=found))
+
+    def candidates(self, study: StudyRecord) -> list[Candidate]:
+        """All candidates of a study with their facts, in the order they were evaluated."""
+        where = _members.c.study == study.name
+        members = self._rows(
+            sa.select(_members, _architectures.c.fields).join(_architectures).where(where).order_by(_members.c.position)
+        )
+        latencies = {
+            row["arch_id"]: _latency(row)
+            for row in self._rows(sa.select(_latencies).where(_latencies.c.target_id == study.target_id))
+        }
+        same_data = (_scores.c.recipe_id == study.recipe_id, _scores.c.data_id == study.data_id)
+        scores = {
+            (row["arch_id"], row["epochs"], row["seed"]): _score(row)
+            for row in self._rows(sa.select(_scores).where(*same_data))
+        }
+        failures = {
+            row["key"]: _failure(row)
+            for row in self._rows(sa.select(_failures).join(_members, _members.c.failure_key == _failures.c.key).where(where))
+        }
+        return [
+            Candidate(
+                Arch.from_dict(row["fields"]),
+                row["outcome"],
+                latencies.get(row["arch_id"]),
+                scores.get((row["proxy_id"], row["epochs"], row["seed"])),
+                failures.get(row["failure_key"]),
+            )
+            for row in members
+        ]
+
+    def add_front(self, front: FrontRecord) -> None:
+        """Keeps the front of a study after so many architectures; what is there already stays."""
+        with self._transaction() as connection:
+            _leave_or_add(connection, _fronts, **{**asdict(front), "arch_ids": list(front.arch_ids)})
+
+    def fronts(self, study: str) -> list[FrontRecord]:
+        """The history of a study's front, one record for every change."""
+        rows = self._rows(sa.select(_fronts).where(_fronts.c.study == study).order_by(_fronts.c.num_trials))
+        return [FrontRecord(**{**row, "arch_ids": tuple(row["arch_ids"])}) for row in rows]
+
+    def delete_study(self, name: str) -> None:
+        """Forgets a study, its members and fronts; the facts stay for others."""
+        with self._transaction() as connection:
+            connection.execute(_searches.delete().where(_searches.c.name == name))
+
+    # -- the database itself -------------------------------------------------------------------------------------------
+
+    def _write_ahead(self) -> None:
+        """Readers and one writer at a time; stays with the file."""
+        with self._guarded(), self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+    def _require_ours(self, path: Path) -> None:
+        with self._guarded():
+            tables = set(sa.inspect(self._engine).get_table_names())
+        if tables and "explorer_version" not in tables and "version_info" not in tables:
+            raise StoreError(
+                f"storage: {path}: another program's database (it holds {', '.join(sorted(tables)[:3])}); nothing was written"
+            )
+
+    def _migrate(self, path: Path) -> None:
+        newest = len(_MIGRATIONS)
+        with self._transaction() as connection:
+            has_version = sa.inspect(connection).has_table("explorer_version")
+            version = connection.execute(sa.select(_version.c.version)).scalar() or 0 if has_version else 0
+            if version > newest:
+                raise StoreError(
+                    f"storage: {path}: schema version {version} is newer than {newest}, the newest that this "
+                    "swinexplore knows; upgrade it: pip install --upgrade swinexplore"
+                )
+            for migration in _MIGRATIONS[version:]:
+                migration(connection)
+            if version < newest:
+                connection.execute(_version.delete())
+                connection.execute(_version.insert().values(version=newest))
+
+    def _rows(self, statement: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._transaction() as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._guarded(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"storage: {make_url(self.url).database}: {error.orig}") from error
+
+
+def _configure(connection: Any, _record: object) -> None:
+    """Foreign keys are checked, and a fact that was kept survives a power cut."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _add_arch(connection: Connection, arch: Arch) -> None:
+    arch, counts = arch.canonical(), complexity_of(arch)
+    _leave_or_add(
+        connection,
+        _architectures,
+        arch_id=arch.id,
+        name=arch.name,
+        windows=list(arch.windows),
+        shifts=list(arch.shifts),
+        br=arch.br,
+        depth3=arch.depth3,
+        depths=list(arch.depths),
+        embed_dim=arch.embed_dim,
+        params_trainable=counts.params_trainable,
+        params_deployed=counts.params_deployed,
+        flops=counts.flops,
+        fields=arch.to_dict(),
+    )
+
+
+def _leave_or_add(connection: Connection, table: sa.Table, **values: Any) -> None:
+    connection.execute(insert_or_leave(table).values(**values).on_conflict_do_nothing())
+
+
+def _latency(row: dict[str, Any]) -> Latency:
+    return Latency(**{**row, "window_medians_ms": tuple(row["window_medians_ms"])})
+
+
+def _score(row: dict[str, Any]) -> Score:
+    return Score(**{**row, "curve": tuple(Epoch(**epoch) for epoch in row["curve"])})
+
+
+def _failure(row: dict[str, Any]) -> Failure:
+    return Failure(**row)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
