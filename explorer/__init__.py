@@ -30,7 +30,7 @@ _EXPORTS = {
     "Store": "explorer.store",
 }
 
-__all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604 - the names are resolved by __getattr__
+__all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from explorer.arch import PRESETS, Arch, ProxyScale, parse_name

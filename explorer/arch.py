@@ -87,7 +87,9 @@ class Arch:
         if self.image_size % coarsest:
             below = self.image_size // coarsest * coarsest
             near = " or ".join(str(size) for size in (below, below + coarsest) if size)
-            raise ArchError(f"image_size: {self.image_size} is not a multiple of {coarsest} (patch_size x 8); use {near}")
+            raise ArchError(
+                f"image_size: {self.image_size} is not a multiple of {coarsest} (patch_size x 8); use {near}"
+            )
         for stage in range(NUM_STAGES):
             if self.dim(stage) % self.num_heads[stage]:
                 raise ArchError(
@@ -129,7 +131,9 @@ class Arch:
             shift and window < tokens and depth > 1
             for shift, window, tokens, depth in zip(self.shifts, windows, self.tokens, self.depths, strict=True)
         )
-        return self if (windows, shifts) == (self.windows, self.shifts) else replace(self, windows=windows, shifts=shifts)
+        return (
+            self if (windows, shifts) == (self.windows, self.shifts) else replace(self, windows=windows, shifts=shifts)
+        )
 
     @cached_property
     def id(self) -> str:
@@ -138,7 +142,9 @@ class Arch:
         Only values that differ from the defaults enter the hash: a field added later leaves the ids of today alone.
         """
         canonical = self.canonical()
-        differing = {f.name: getattr(canonical, f.name) for f in fields(Arch) if getattr(canonical, f.name) != f.default}
+        differing = {
+            f.name: getattr(canonical, f.name) for f in fields(Arch) if getattr(canonical, f.name) != f.default
+        }
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()
         return f"a1-{digest[:12]}"
 
@@ -189,7 +195,8 @@ class Arch:
             if key not in known:
                 raise ArchError(f"{key}: no field of an architecture; allowed: {', '.join(known)}")
             _require_type(key, value, known[key].default)
-        return Arch(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields_given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Arch(**fields_given)
 
 
 def divisors(number: int) -> list[int]:
@@ -232,7 +239,9 @@ _SUFFIX: Final = re.compile(
     r"(?P<windows>W\d+(?:\.\d+){3})|(?P<shifts>S[01]{4})|(?P<br>BR)|DR(?P<depth3>\d+)|(?P<heads>H\d+(?:\.\d+){3})"
     r"|R(?P<image_size>\d+)|P(?P<patch_size>\d+)|C(?P<channels>\d+)|N(?P<num_classes>\d+)|M(?P<mlp_ratio>\d+(?:\.\d+)?)"
 )
-_NAME: Final = re.compile(r"(?P<family>SWIN(?:-FREE)?)-(?P<size>[TSB]|E(?P<dim>\d+)X(?P<depths>\d+(?:\.\d+){3}))(?P<rest>(?:-.+)?)")
+_NAME: Final = re.compile(
+    r"(?P<family>SWIN(?:-FREE)?)-(?P<size>[TSB]|E(?P<dim>\d+)X(?P<depths>\d+(?:\.\d+){3}))(?P<rest>(?:-.+)?)"
+)
 
 
 def heads_for(embed_dim: int) -> tuple[int, ...]:

@@ -39,7 +39,9 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, Hashable):
                 if key in seen:
                     line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(problem=f"line {line}: {key!r} is given twice; give it once")
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"line {line}: {key!r} is given twice; give it once"
+                    )
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -49,7 +51,7 @@ def read(path: Path, schema: type[SchemaT], error: type[UserError]) -> SchemaT:
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise error(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB; is this the right file?")
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # derives from SafeLoader
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except UnicodeDecodeError:

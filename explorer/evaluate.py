@@ -19,7 +19,8 @@ from explorer.errors import TrialError
 from explorer.latency import environment
 from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, Target
 from explorer.store import ScoreKey, Store, latency_key
-from explorer.training.data import Data, DataInfo, load
+from explorer.training.data import Data, load
+from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Plan:
 class Evaluator:
     """Evaluates architectures by one plan; holds the loaded data between them."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     @cached_property
     def device(self) -> torch.device:
@@ -81,6 +82,7 @@ class Evaluator:
     def evaluate(
         self,
         arch: Arch,
+        store: Store,
         on_step: Callable[[Step], None] = lambda step: None,
         on_epoch: Callable[[Epoch], None] | None = None,
     ) -> Candidate:
@@ -90,43 +92,45 @@ class Evaluator:
         """
         candidate = Candidate(arch, "pending")
         try:
-            found, is_known = self.latency(arch, on_step)
+            found, is_known = self.latency(arch, store, on_step)
             candidate = replace(candidate, latency=found, reused=int(is_known))
             limit = self.plan.max_latency_ms
             if limit is not None and found.latency_ms > limit:
                 return replace(candidate, outcome="gated")
-            score, is_known = self.score(arch, on_step, on_epoch)
+            score, is_known = self.score(arch, store, on_step, on_epoch)
         except _KnownFailure as known:
             return replace(candidate, outcome="failed", failure=known.failure, reused=candidate.reused + 1)
         except TrialError as error:
             is_score = candidate.latency is not None
             key = str(self.plan.score_key(arch)) if is_score else latency_key(arch.id, self.plan.target.id)
             failure = Failure(arch.id, key, cast(FailureKind, error.kind), str(error), _now())
-            self.store.add_failure(arch, failure)
+            store.add_failure(arch, failure)
             return replace(candidate, outcome="failed", failure=failure)
         return replace(candidate, outcome="complete", score=score, reused=candidate.reused + int(is_known))
 
-    def latency(self, arch: Arch, on_step: Callable[[Step], None] = lambda step: None) -> tuple[Latency, bool]:
+    def latency(
+        self, arch: Arch, store: Store, on_step: Callable[[Step], None] = lambda step: None
+    ) -> tuple[Latency, bool]:
         """The latency of the full-size architecture, and whether it was known."""
         target = self.plan.target
-        known = self.store.latency(arch.id, target.id)
+        known = store.latency(arch.id, target.id)
         if known is not None:
             return known, True
-        self._raise_known_failure(latency_key(arch.id, target.id))
+        _raise_known_failure(store, latency_key(arch.id, target.id))
         on_step("measuring")
         measured = measure_arch(arch, target, seed=self.plan.seed)
-        self.store.add_latency(arch, target, measured)
+        store.add_latency(arch, target, measured)
         return measured, False
 
     def score(
-        self, arch: Arch, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None] | None
+        self, arch: Arch, store: Store, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None] | None
     ) -> tuple[Score, bool]:
         """The score of the architecture's proxy, and whether it was known."""
         key, plan = self.plan.score_key(arch), self.plan
-        known = self.store.score(key)
+        known = store.score(key)
         if known is not None:
             return known, True
-        self._raise_known_failure(str(key))
+        _raise_known_failure(store, str(key))
         on_step("training")
         from explorer.training.trainer import train
 
@@ -136,20 +140,25 @@ class Evaluator:
         with environment.exclusive(plan.train_device):
             outcome = train(module, plan.recipe, split, seed=plan.seed, device=self.device, on_epoch=on_epoch)
         host = {**environment.describe_host(), "device": plan.train_device}
-        score = Score(**asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=_now())
+        score = Score(
+            **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=_now()
+        )
         score = replace(score, curve=outcome.curve)
-        self.store.add_score(proxy, plan.recipe.model_dump(), score)
+        store.add_score(proxy, plan.recipe.model_dump(), score)
         return score, False
 
     def _data(self, proxy: Arch) -> Data:
         if not hasattr(self, "_loaded"):
-            self._loaded = load(self.plan.data, image_size=proxy.image_size, channels=proxy.channels, device=self.device)
+            self._loaded = load(
+                self.plan.data, image_size=proxy.image_size, channels=proxy.channels, device=self.device
+            )
         return self._loaded
 
-    def _raise_known_failure(self, key: str) -> None:
-        failure = self.store.failure(key)
-        if failure is not None:
-            raise _KnownFailure(failure)
+
+def _raise_known_failure(store: Store, key: str) -> None:
+    failure = store.failure(key)
+    if failure is not None:
+        raise _KnownFailure(failure)
 
 
 class _KnownFailure(Exception):

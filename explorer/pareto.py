@@ -47,7 +47,9 @@ def hypervolume(
 def _checked(accuracies: ArrayLike, latencies_ms: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     accuracy, latency_ms = np.asarray(accuracies, dtype=float), np.asarray(latencies_ms, dtype=float)
     if accuracy.shape != latency_ms.shape or accuracy.ndim != 1:
-        raise ValueError(f"accuracies {accuracy.shape} and latencies {latency_ms.shape} must be two lists of one length")
+        raise ValueError(
+            f"accuracies {accuracy.shape} and latencies {latency_ms.shape} must be two lists of one length"
+        )
     if np.isnan(accuracy).any() or np.isnan(latency_ms).any():
         raise ValueError("a NaN has no place on a front: leave failed candidates out")
     return accuracy, latency_ms

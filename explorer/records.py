@@ -10,9 +10,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from explorer.arch import Arch
+
+#: Where studies and facts live unless told otherwise.
+DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 #: What went wrong with one architecture; each would go wrong the same way again.
@@ -51,7 +54,8 @@ class Target:
     def describe(self) -> str:
         """One line for people."""
         where = f"{self.device}, {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else self.device
-        return f"{self.backend} {self.backend_version}, {self.precision}, batch {self.batch}, {self.image_size}x{self.image_size}, {where}"
+        size = f"{self.image_size}x{self.image_size}"
+        return f"{self.backend} {self.backend_version}, {self.precision}, batch {self.batch}, {size}, {where}"
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class Space:
         `stageN` joins window and shift in canonical form: `w7`, `w7-shift`, `w14`.
         """
         stages = [
-            Dimension(f"stage{stage + 1}", tuple(_spell(*pair) for pair in self._pairs(stage))) for stage in range(NUM_STAGES)
+            Dimension(f"stage{stage + 1}", tuple(_spell(*pair) for pair in self._pairs(stage)))
+            for stage in range(NUM_STAGES)
         ]
         every = (*stages, Dimension("br", self.br), Dimension("depth3", self.depth3))
         return tuple(dimension for dimension in every if len(dimension.choices) > 1)
@@ -238,7 +239,9 @@ def find(path: str | Path) -> Path:
     for folder, name in itertools.product(folders, names):
         if (folder / name).is_file():
             return folder / name
-    raise SpaceError(f"{path}: no such space file; looked for a path, in spaces/ and in the package ({', '.join(shipped())})")
+    raise SpaceError(
+        f"{path}: no such space file; looked for a path, in spaces/ and in the package ({', '.join(shipped())})"
+    )
 
 
 def shipped() -> list[str]:
@@ -268,7 +271,9 @@ def _from_file(path: Path, file: _SpaceFile, base: Arch) -> Space:
     )
     for index, seed in enumerate(space.seeds):
         if space.point(seed) is None:
-            raise SpaceError(f"{path}: seeds[{index}]: {seed.name} is not in the space; allowed: architectures of the space")
+            raise SpaceError(
+                f"{path}: seeds[{index}]: {seed.name} is not in the space; allowed: architectures of the space"
+            )
     return space
 
 
@@ -306,7 +311,9 @@ def _proxy_scale(path: Path, proxy: _Proxy, windows: tuple[tuple[int, ...], ...]
 def _seed(path: Path, index: int, name: str, base: Arch) -> Arch:
     try:
         seed = parse_name(name)
-        return replace(seed, image_size=base.image_size, channels=base.channels, num_classes=base.num_classes).canonical()
+        return replace(
+            seed, image_size=base.image_size, channels=base.channels, num_classes=base.num_classes
+        ).canonical()
     except ArchError as error:
         raise SpaceError(f"{path}: seeds[{index}]: {error}") from None
 

@@ -48,11 +48,18 @@ def resolve(
         why = f"backend {backend} on {kind}: {why}"
     _require(backend in BACKENDS, f"backend: {backend!r} is not in this version; allowed: auto, {', '.join(BACKENDS)}")
     package, kinds, precisions, runs_graph = BACKENDS[backend]
-    _require(kind in kinds, f"backend {backend}: does not run on {kind}; use --device {' or '.join(kinds)}, or --backend torch")
-    _require(precision in precisions, f"precision: {precision!r} is not run by {backend}; allowed: {', '.join(precisions)}")
+    _require(
+        kind in kinds,
+        f"backend {backend}: does not run on {kind}; use --device {' or '.join(kinds)}, or --backend torch",
+    )
+    _require(
+        precision in precisions, f"precision: {precision!r} is not run by {backend}; allowed: {', '.join(precisions)}"
+    )
     _require(batch >= 1, f"batch: {batch} is not a whole number of at least 1")
     version = environment.version_of(package)
-    _require(version != "", f"backend {backend}: the package {package} is not installed; install it: pip install {package}")
+    _require(
+        version != "", f"backend {backend}: the package {package} is not installed; install it: pip install {package}"
+    )
     target = Target(
         backend=backend,
         backend_version=version,
@@ -126,7 +133,9 @@ def _device_kind(backend: str, device: str) -> tuple[DeviceKind, str]:
     if device == "cpu":
         return "cpu", "--device cpu asks for it"
     if device == "cuda":
-        _require(sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu")
+        _require(
+            sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu"
+        )
         return "cuda", "--device cuda asks for it"
     if backend == "onnxruntime":
         return "cpu", "ONNX Runtime runs on the CPU here"

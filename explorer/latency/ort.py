@@ -26,7 +26,9 @@ class OrtRunner:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(deployed.onnx_bytes, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                deployed.onnx_bytes, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise BuildError(f"{deployed.arch.name}: ONNX Runtime does not load the graph: {error}") from error
         (image,) = self.session.get_inputs()

@@ -34,10 +34,14 @@ from explorer.store import BUSY_TIMEOUT_S, Store
 logger = logging.getLogger(__name__)
 
 METRIC_NAMES = ["accuracy", "latency_ms"]
+MAX_NAME = 200
 #: The front's hypervolume is counted up to this multiple of the base model's latency.
 REFERENCE_FACTOR = 2.0
 
-__all__ = ["SAMPLERS", "Progress", "delete", "describe_identity", "run", "study_name"]
+__all__ = ["SAMPLERS", "Progress", "check_run", "delete", "describe_identity", "run", "study_name"]
+
+
+ProgressKind = Literal["start", "step", "epoch", "trial", "end", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Progress:
     until something has been timed.
     """
 
-    kind: Literal["start", "step", "epoch", "trial", "end", "interrupted"]
+    kind: ProgressKind
     study: str
     num_done: int
     num_asked: int
@@ -76,25 +80,19 @@ def study_name(space: Space, plan: Plan) -> str:
     return f"{space.name}-{plan.target.backend}-{plan.target.precision}-b{plan.target.batch}-{fingerprint}"
 
 
-def run(
-    space: Space,
-    plan: Plan,
-    store: Store,
-    *,
-    trials: int,
-    sampler: str = "tpe",
-    study: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+def check_run(
+    space: Space, plan: Plan, store: Store | None, *, trials: int, sampler: str, study: str | None
 ) -> StudyRecord:
-    """Evaluates architectures until the study holds `trials` different ones, or the whole space.
+    """The record of the study that `run` would make or take up; `store` is None where there is no database yet.
 
-    Takes up an existing study of the same name; raises StoreError when that one was made with another identity, UserError
-    for bad numbers. KeyboardInterrupt ends it cleanly and goes through: everything finished is kept.
+    Writes nothing. Raises UserError for bad numbers and names, StoreError when the study was made with another identity.
     """
     if trials < 1:
         raise UserError(f"trials: {trials} is not a whole number of at least 1")
     if sampler not in SAMPLERS:
         raise UserError(f"sampler: {sampler!r} is not known; allowed: {', '.join(SAMPLERS)}")
+    if study is not None and not 0 < len(study.strip()) <= MAX_NAME:
+        raise UserError(f"study: {study!r} is no name; give 1 to {MAX_NAME} characters")
     record = StudyRecord(
         name=study or study_name(space, plan),
         identity=describe_identity(space, plan),
@@ -104,9 +102,29 @@ def run(
         base_id=space.base.id,
         seed=plan.seed,
     )
-    require_same_identity(store, record)
-    evaluator = Evaluator(plan, store)
-    evaluator.prepare(space.base)  # a problem with the data shows before anything is written
+    if store is not None:
+        require_same_identity(store, record)
+    return record
+
+
+def run(
+    space: Space,
+    evaluator: Evaluator,
+    store: Store,
+    *,
+    trials: int,
+    sampler: str = "tpe",
+    study: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> StudyRecord:
+    """Evaluates architectures until the study holds `trials` different ones, or the whole space.
+
+    Takes up an existing study of the same name; raises what `check_run` raises, and DataError before anything is written.
+    KeyboardInterrupt ends it cleanly and goes through: everything finished is kept.
+    """
+    plan = evaluator.plan
+    record = check_run(space, plan, store, trials=trials, sampler=sampler, study=study)
+    evaluator.prepare(space.base)
     store.add_study(record, space.base, plan.target, plan.recipe.model_dump())
     _Search(space, evaluator, store, record, min(trials, space.architectures), sampler, on_progress).run()
     return record
@@ -192,7 +210,9 @@ class _Search:
     def measure_base(self) -> None:
         """The base model's latency, which others are compared with, where the space itself does not hold the base."""
         try:
-            self.evaluator.latency(self.space.base, lambda step: self.report("step", arch=self.space.base, step=step))
+            self.evaluator.latency(
+                self.space.base, self.store, lambda step: self.report("step", arch=self.space.base, step=step)
+            )
         except TrialError as error:
             logger.warning("the base model %s has no latency: %s", self.space.base.name, error)
 
@@ -201,6 +221,7 @@ class _Search:
         with self.trials.running(proposal) as finish:
             candidate = self.evaluator.evaluate(
                 arch,
+                self.store,
                 lambda step: self.report("step", arch=arch, step=step),
                 lambda epoch: self.report("epoch", arch=arch, step="training", epoch=epoch),
             )
@@ -229,7 +250,7 @@ class _Search:
     def complete(self) -> list[Candidate]:
         return [candidate for candidate in self.candidates.values() if candidate.outcome == "complete"]
 
-    def report(self, kind: str, **details: Any) -> None:
+    def report(self, kind: ProgressKind, **details: Any) -> None:
         complete = self.complete()
         left = self.num_asked - len(self.candidates)
         seconds_left = left * sum(self.seconds) / len(self.seconds) if self.seconds else None
@@ -254,7 +275,11 @@ class _Trials:
         with _quiet_optuna():
             self.storage = _storage(store)
             self.study = optuna.create_study(
-                study_name=name, storage=self.storage, directions=DIRECTIONS, load_if_exists=True, sampler=RandomSampler()
+                study_name=name,
+                storage=self.storage,
+                directions=DIRECTIONS,
+                load_if_exists=True,
+                sampler=RandomSampler(),
             )
             if self.study.metric_names is None:
                 self.study.set_metric_names(METRIC_NAMES)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import create_trial
@@ -57,7 +57,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             raise UserError(f"sampler: {name!r} is not known; allowed: {', '.join(SAMPLERS)}")
 
 
-def distributions(space: Space) -> dict[str, CategoricalDistribution]:
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """The space's dimensions as Optuna sees them: all categorical."""
     return {dimension.name: CategoricalDistribution(dimension.choices) for dimension in space.dimensions}
 
@@ -141,7 +141,9 @@ class Proposer:
 
     def _random_unseen(self) -> Arch:
         for _ in range(RANDOM_TRIES):
-            arch = self.space.arch({name: self.random.choice(d.choices) for name, d in self.distributions.items()})
+            arch = self.space.arch(
+                {dimension.name: self.random.choice(dimension.choices) for dimension in self.space.dimensions}
+            )
             if arch.id not in self.known:
                 return arch
         return self.random.choice([arch for arch in self.space.archs() if arch.id not in self.known])

@@ -51,7 +51,9 @@ def _draw_chunk(labels: Tensor, uniform: Tensor, generator: torch.Generator) -> 
     x, y = side[None, None, :] - between(0, -0.1, 0.1), side[None, :, None] - between(1, -0.1, 0.1)
     angle, distance = torch.atan2(y, x) - between(2, -0.3, 0.3), torch.hypot(x, y)
     radius = between(3, 0.5, 0.68) * (
-        1 + between(4, 0.2, 0.3) * torch.sin(slow * angle) + between(5, 0.08, 0.13) * torch.sin(fast * angle + between(6, -0.8, 0.8))
+        1
+        + between(4, 0.2, 0.3) * torch.sin(slow * angle)
+        + between(5, 0.08, 0.13) * torch.sin(fast * angle + between(6, -0.8, 0.8))
     )
     line = torch.exp(-(((distance - radius) / between(7, 0.03, 0.06)) ** 2))
     gap = torch.cos(angle - between(8, -torch.pi, torch.pi)) > torch.cos(between(9, 0.0, 0.3))

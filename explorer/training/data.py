@@ -7,12 +7,7 @@ for full trainings (`Data.for_training`).
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
-import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +17,7 @@ import numpy as np
 
 from explorer.errors import DataError
 from explorer.records import digest
+from explorer.training.folders import IDX_FILES, DataInfo, Source, describe_idx, describe_tree, load_idx, load_tree
 
 if TYPE_CHECKING:
     import torch
@@ -30,26 +26,6 @@ if TYPE_CHECKING:
 #: Share of the training images that drives a search, and the most that are taken.
 HELD_OUT_SHARE: Final = 1 / 7
 HELD_OUT_MOST: Final = 10_000
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-IDX_FILES: Final = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """A data set as it is described without loading it. `id` fingerprints the content and is part of a score's key."""
-
-    spec: str
-    id: str
-    num_classes: int
-    channels: int
-    num_train: int
-    num_test: int
-    root: Path
 
 
 @dataclass(frozen=True)
@@ -60,16 +36,6 @@ class Split:
     train_labels: Tensor
     eval_images: Tensor
     eval_labels: Tensor
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as it was read: uint8 images (n, channels, H, W) and int64 labels, training and test part."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,8 +88,8 @@ def describe(spec: str, root: Path) -> DataInfo:
             "a folder of idx .gz files, or a folder of one folder of images per class"
         )
     if any((folder / name).exists() for name in IDX_FILES):
-        return _describe_idx(folder, root)
-    return _describe_tree(folder, root)
+        return describe_idx(folder, root)
+    return describe_tree(folder, root)
 
 
 def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device) -> Data:
@@ -134,13 +100,16 @@ def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device
     import torch
 
     if channels != info.channels and not (info.channels == 1 and channels == 3):
-        raise DataError(f"data {info.spec}: its images have {info.channels} channels, {channels} are expected; use a model with C{info.channels}")
+        raise DataError(
+            f"data {info.spec}: its images have {info.channels} channels, {channels} are expected; "
+            f"use a model with C{info.channels}"
+        )
     if info.spec in SOURCES:
         source = SOURCES[info.spec][5](info, device)
     elif (Path(info.spec) / IDX_FILES[0]).exists():
-        source = _load_idx(info)
+        source = load_idx(info)
     else:
-        source = _load_tree(info, image_size)
+        source = load_tree(info, image_size)
     source = Source(
         _fitted(source.train_images, image_size, channels, device),
         source.train_labels.to(device),
@@ -152,6 +121,16 @@ def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device
     return Data(info, source, order[: min(HELD_OUT_MOST, max(1, int(num_train * HELD_OUT_SHARE)))])
 
 
+def resting_device(info: DataInfo, *, image_size: int, channels: int, device: torch.device) -> torch.device:
+    """Where the images of a set should lie: with the training if they take at most half of its free memory."""
+    import torch
+
+    if device.type != "cuda":
+        return device
+    num_bytes = (info.num_train + info.num_test) * channels * image_size**2
+    return device if 2 * num_bytes < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+
+
 def _fitted(images: Tensor, image_size: int, channels: int, device: torch.device) -> Tensor:
     """Resizes uint8 images in chunks (antialiased) and repeats grey ones to `channels`."""
     import torch
@@ -161,7 +140,10 @@ def _fitted(images: Tensor, image_size: int, channels: int, device: torch.device
         size = (image_size, image_size)
         images = torch.cat(
             [
-                F.interpolate(chunk.to(device).float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+                F.interpolate(chunk.to(device).float(), size, mode="bilinear", antialias=True)
+                .round()
+                .clamp(0, 255)
+                .byte()
                 for chunk in images.split(2_000)
             ]
         )
@@ -202,157 +184,13 @@ def _load_torchvision(name: str) -> Callable[[DataInfo, torch.device], Source]:
 
 
 #: name: classes, channels, training images, test images, version of the content, loader.
-SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[DataInfo, Any], Source]]]] = MappingProxyType(
-    {
-        "contours": (16, 1, 14_000, 2_000, 1, _load_contours),
-        "fashion-mnist": (10, 1, 60_000, 10_000, 1, _load_torchvision("FashionMNIST")),
-        "cifar10": (10, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR10")),
-        "cifar100": (100, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR100")),
-    }
+SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[DataInfo, Any], Source]]]] = (
+    MappingProxyType(
+        {
+            "contours": (16, 1, 14_000, 2_000, 1, _load_contours),
+            "fashion-mnist": (10, 1, 60_000, 10_000, 1, _load_torchvision("FashionMNIST")),
+            "cifar10": (10, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR10")),
+            "cifar100": (100, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR100")),
+        }
+    )
 )
-
-
-# -- a folder of four idx files ---------------------------------------------------------------------------------------
-
-
-def _describe_idx(folder: Path, root: Path) -> DataInfo:
-    missing = [name for name in IDX_FILES if not (folder / name).is_file()]
-    if missing:
-        raise DataError(f"data {folder}: {', '.join(missing)} missing; a folder of idx files holds {', '.join(IDX_FILES)}")
-    sha = hashlib.sha256()
-    for name in IDX_FILES:
-        sha.update((folder / name).read_bytes())
-    train_labels, test_labels = _read_idx(folder / IDX_FILES[1], 1), _read_idx(folder / IDX_FILES[3], 1)
-    if not len(train_labels) or not len(test_labels):
-        raise DataError(f"data {folder}: holds no images")
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    absent = sorted(set(range(num_classes)) - set(train_labels.tolist()))
-    if absent:
-        raise DataError(f"data {folder}: {IDX_FILES[1]}: no training image of class {absent[0]}; every class needs one")
-    return DataInfo(
-        str(folder), digest("d1", {"idx": sha.hexdigest()}), num_classes, 1, len(train_labels), len(test_labels), root
-    )
-
-
-def _load_idx(info: DataInfo) -> Source:
-    import torch
-
-    folder = Path(info.spec)
-    train_images, train_labels, test_images, test_labels = (
-        _read_idx(folder / name, 3 if "images" in name else 1) for name in IDX_FILES
-    )
-    for name, images, labels in ((IDX_FILES[0], train_images, train_labels), (IDX_FILES[2], test_images, test_labels)):
-        if len(images) != len(labels):
-            raise DataError(f"data {folder}: {name}: {len(images)} images but {len(labels)} labels; the files do not fit")
-    return Source(
-        torch.from_numpy(train_images)[:, None],
-        torch.from_numpy(train_labels).long(),
-        torch.from_numpy(test_images)[:, None],
-        torch.from_numpy(test_labels).long(),
-    )
-
-
-def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """One gzip-compressed idx file of unsigned bytes with `ndim` dimensions (yann.lecun.com's format)."""
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
-        raise DataError(f"data: {path}: not a readable gzip file: {error}") from None
-    header = 4 + 4 * ndim
-    if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
-        raise DataError(f"data: {path}: not an idx file of {ndim} dimensions of unsigned bytes")
-    dims = struct.unpack(f">{ndim}I", content[4:header])
-    if len(content) - header != int(np.prod(dims)):
-        raise DataError(f"data: {path}: {len(content) - header} bytes for {'x'.join(map(str, dims))} values; truncated?")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(dims).copy()
-
-
-# -- a tree of one folder per class -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """Image files and labels of the training and the test part; `classes` by name."""
-
-    classes: list[str]
-    train: list[tuple[Path, int]]
-    test: list[tuple[Path, int]]
-
-
-def _describe_tree(folder: Path, root: Path) -> DataInfo:
-    tree = _scan(folder)
-    listing = [(str(file.relative_to(folder)), file.stat().st_size) for file, _ in (*tree.train, *tree.test)]
-    fingerprint = digest("d1", {"tree": sorted(listing)})
-    return DataInfo(str(folder), fingerprint, len(tree.classes), 3, len(tree.train), len(tree.test), root)
-
-
-def _scan(folder: Path) -> _Tree:
-    """Finds the images: `train/` beside `val/` or `test/`, else one tree of which every tenth image is the test part."""
-    test_folder = next((folder / name for name in ("val", "test", "validation") if (folder / name).is_dir()), None)
-    train_folder = folder / "train" if test_folder is not None and (folder / "train").is_dir() else folder
-    classes = sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir())
-    if len(classes) < 2:
-        raise DataError(f"data {train_folder}: holds {len(classes)} folders; one folder of images per class is expected")
-    train = _images_below(train_folder, classes)
-    if train_folder == folder or test_folder is None:
-        parts = [[pair for index, pair in enumerate(train) if (index % 10 == 9) is is_test] for is_test in (False, True)]
-        return _Tree(classes, *parts)
-    unknown = sorted({entry.name for entry in test_folder.iterdir() if entry.is_dir()} - set(classes))
-    if unknown:
-        raise DataError(f"data {test_folder}: class {unknown[0]!r} is not in {train_folder}; both must hold the same")
-    return _Tree(classes, train, _images_below(test_folder, classes))
-
-
-def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    pairs = []
-    for label, name in enumerate(classes):
-        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
-        if not files:
-            raise DataError(f"data {folder / name}: holds no image ({', '.join(IMAGE_SUFFIXES)}); every class needs one")
-        pairs += [(file, label) for file in files]
-    return pairs
-
-
-def _load_tree(info: DataInfo, image_size: int) -> Source:
-    """Decodes the tree once into a memory-mapped cache below `info.root`; the next load opens that."""
-    import torch
-
-    tree = _scan(Path(info.spec))
-    parts: list[Tensor] = []
-    for part, pairs in (("train", tree.train), ("test", tree.test)):
-        cache = info.root / "trees" / f"{info.id}-{image_size}-{part}.npy"
-        if not cache.exists():
-            _decode([file for file, _ in pairs], image_size, cache)
-        parts += [
-            torch.from_numpy(np.load(cache, mmap_mode="c")),
-            torch.tensor([label for _, label in pairs], dtype=torch.int64),
-        ]
-    return Source(*parts)
-
-
-def _decode(files: list[Path], image_size: int, cache: Path) -> None:
-    """Shorter side to `image_size`, centre crop, RGB; written beside `cache`, then moved there whole."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(files), 3, image_size, image_size))
-        with ThreadPoolExecutor() as pool:
-            problems = [problem for problem in pool.map(lambda job: _decode_one(*job, image_size, array), enumerate(files)) if problem]
-        if problems:
-            raise DataError(f"data: {len(problems)} of {len(files)} images cannot be read; the first: {problems[0]}; mend or remove them")
-        array.flush()
-        unfinished.replace(cache)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _decode_one(index: int, file: Path, image_size: int, array: np.ndarray) -> str | None:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            array[index] = np.asarray(ImageOps.fit(image.convert("RGB"), (image_size, image_size))).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{file} ({error})"
-    return None

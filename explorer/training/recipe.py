@@ -60,7 +60,14 @@ RECIPES: Final = MappingProxyType(
         "proxy": Recipe(epochs=8, lr=3e-3, warmup=0.15, train_images=8_000, eval_images=2_000),
         "quick": Recipe(epochs=4, batch_size=64, lr=3e-3, warmup=0.15, train_images=2_000, eval_images=1_000),
         "imagenet": Recipe(
-            epochs=300, batch_size=1024, accumulate=8, lr=1e-3, warmup=20 / 300, drop_path=0.5, flip=True, crop_padding=0.125
+            epochs=300,
+            batch_size=1024,
+            accumulate=8,
+            lr=1e-3,
+            warmup=20 / 300,
+            drop_path=0.5,
+            flip=True,
+            crop_padding=0.125,
         ),
     }
 )
@@ -113,5 +120,7 @@ def write_run(run: RunFile, path: Path) -> None:
     """Writes `run` as YAML with a heading that says how to use it."""
     check(run.model_dump(), RunFile, RecipeError, str(path))
     text = yaml.safe_dump(run.model_dump(), sort_keys=False, default_flow_style=None, width=100)
-    heading = f"# A training run written by swinexplore. Start or resume it: swinexplore train {path.name} --data DATA\n"
+    heading = (
+        f"# A training run written by swinexplore. Start or resume it: swinexplore train {path.name} --data DATA\n"
+    )
     path.write_text(heading + text, encoding="utf-8")

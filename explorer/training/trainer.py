@@ -70,7 +70,9 @@ def train(
         try:
             return _Loop(module.to(device), recipe, split, seed, device).run(on_epoch, checkpoint)
         except torch.OutOfMemoryError as error:
-            raise TrainError(f"out of memory on {device} at batch {recipe.batch_size}: {error}", "out_of_memory") from error
+            raise TrainError(
+                f"out of memory on {device} at batch {recipe.batch_size}: {error}", "out_of_memory"
+            ) from error
 
 
 class _Loop:
@@ -80,7 +82,7 @@ class _Loop:
         self.module, self.recipe, self.split, self.seed, self.device = module, recipe, split, seed, device
         self.steps_per_epoch = len(split.train_labels) // recipe.batch_size
         self.optimizer = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.lr, fused=True)
-        self.mean, self.std = _statistics(split.train_images)
+        self.mean, self.std = (moment.to(device) for moment in _statistics(split.train_images))
         self.curve: list[Epoch] = []
 
     def run(self, on_epoch: Callable[[Epoch], None] | None, checkpoint: Checkpoint | None) -> Outcome:
@@ -95,19 +97,21 @@ class _Loop:
                 self.save(checkpoint)
             if on_epoch is not None:
                 on_epoch(self.curve[-1])
-        accuracy = self.curve[-1].accuracy
-        assert accuracy is not None
-        return Outcome(accuracy, sum(epoch.seconds for epoch in self.curve), tuple(self.curve))
+        last = self.curve[-1].accuracy
+        assert last is not None
+        return Outcome(last, sum(epoch.seconds for epoch in self.curve), tuple(self.curve))
 
     def train_epoch(self, epoch: int) -> float:
         """One pass over the training images; the mean loss. Raises TrainError when it is not finite."""
         self.module.train()
         torch.manual_seed(_mix(self.seed, epoch))
         generator = torch.Generator(self.device).manual_seed(_mix(self.seed, epoch))
-        order = torch.randperm(len(self.split.train_labels), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
+        order = torch.randperm(
+            len(self.split.train_labels), generator=torch.Generator().manual_seed(_mix(self.seed, epoch))
+        )
         total, recipe = torch.zeros((), device=self.device), self.recipe
         for step in range(self.steps_per_epoch):
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].to(self.device)
+            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].to(self.split.train_labels.device)
             self.set_lr(epoch * self.steps_per_epoch + step)
             total += self.train_step(batch, generator)
             if (step + 1) % CHECK_EVERY_STEPS == 0 or step + 1 == self.steps_per_epoch:
@@ -118,10 +122,11 @@ class _Loop:
         """One optimizer step on the images `batch` indexes; their mean loss, on the device."""
         total = torch.zeros((), device=self.device)
         for part in batch.chunk(self.recipe.accumulate):
-            images = augment(self.split.train_images[part], self.recipe, generator)
+            images = augment(self.split.train_images[part].to(self.device), self.recipe, generator)
+            labels = self.split.train_labels[part].to(self.device)
             with self.autocast():
                 logits = self.module(self.normalized(images))
-                loss = F.cross_entropy(logits, self.split.train_labels[part], label_smoothing=self.recipe.label_smoothing)
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             (loss / self.recipe.accumulate).backward()
             total += loss.detach() / self.recipe.accumulate
         nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.grad_clip)
@@ -138,7 +143,9 @@ class _Loop:
             self.split.eval_images.split(EVAL_BATCH), self.split.eval_labels.split(EVAL_BATCH), strict=True
         ):
             with self.autocast():
-                correct += (self.module(self.normalized(images.to(self.device))).argmax(1) == labels).sum()
+                correct += (
+                    self.module(self.normalized(images.to(self.device))).argmax(1) == labels.to(self.device)
+                ).sum()
         return float(correct) / len(self.split.eval_labels)
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -189,7 +196,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state kept at `path`, read without running any code in it. Raises RecipeError for a file that is none."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken file leads to
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file leads to
         raise RecipeError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict) or "module" not in state:
         raise RecipeError(f"{path}: not a checkpoint of swinexplore")
@@ -229,8 +236,8 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation a channel, (1, C, 1, 1), over at most 10,000 images."""
-    sample = images[:10_000].float()
+    """Mean and deviation a channel, (1, C, 1, 1), over some 500 images taken evenly."""
+    sample = images[:: max(1, len(images) // 500)].float()
     return sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
 
 

@@ -7,7 +7,7 @@ alembic_version); the schema's version stands in `explorer_version`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,118 +21,20 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import StoreError
-from explorer.records import Candidate, Epoch, Failure, FrontRecord, Latency, Score, StudyRecord, Target
+from explorer.records import (
+    DEFAULT_STORAGE,
+    Candidate,
+    Epoch,
+    Failure,
+    FrontRecord,
+    Latency,
+    Score,
+    StudyRecord,
+    Target,
+)
+from explorer.store import schema
 
-DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 BUSY_TIMEOUT_S: Final = 30
-
-_metadata = sa.MetaData()
-_version = sa.Table("explorer_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
-_architectures = sa.Table(
-    "architectures",
-    _metadata,
-    sa.Column("arch_id", sa.String(32), primary_key=True),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("windows", sa.JSON, nullable=False),
-    sa.Column("shifts", sa.JSON, nullable=False),
-    sa.Column("br", sa.Boolean, nullable=False),
-    sa.Column("depth3", sa.Integer, nullable=False),
-    sa.Column("depths", sa.JSON, nullable=False),
-    sa.Column("embed_dim", sa.Integer, nullable=False),
-    sa.Column("params_trainable", sa.BigInteger, nullable=False),
-    sa.Column("params_deployed", sa.BigInteger, nullable=False),
-    sa.Column("flops", sa.BigInteger, nullable=False),
-    sa.Column("fields", sa.JSON, nullable=False),
-)
-_targets = sa.Table(
-    "targets",
-    _metadata,
-    sa.Column("target_id", sa.String(32), primary_key=True),
-    sa.Column("fields", sa.JSON, nullable=False),
-)
-_latencies = sa.Table(
-    "latencies",
-    _metadata,
-    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
-    sa.Column("target_id", sa.ForeignKey("targets.target_id"), primary_key=True),
-    sa.Column("latency_ms", sa.Float, nullable=False),
-    sa.Column("p95_ms", sa.Float, nullable=False),
-    sa.Column("min_ms", sa.Float, nullable=False),
-    sa.Column("cv", sa.Float, nullable=False),
-    sa.Column("num_samples", sa.Integer, nullable=False),
-    sa.Column("window_medians_ms", sa.JSON, nullable=False),
-    sa.Column("is_stable", sa.Boolean, nullable=False),
-    sa.Column("prepare_s", sa.Float, nullable=False),
-    sa.Column("measure_s", sa.Float, nullable=False),
-    sa.Column("environment", sa.JSON, nullable=False),
-    sa.Column("measured_at", sa.String(32), nullable=False),
-)
-_recipes = sa.Table(
-    "recipes",
-    _metadata,
-    sa.Column("recipe_id", sa.String(32), primary_key=True),
-    sa.Column("fields", sa.JSON, nullable=False),
-)
-_scores = sa.Table(
-    "scores",
-    _metadata,
-    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
-    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), primary_key=True),
-    sa.Column("data_id", sa.String(32), primary_key=True),
-    sa.Column("epochs", sa.Integer, primary_key=True),
-    sa.Column("seed", sa.BigInteger, primary_key=True),
-    sa.Column("accuracy", sa.Float, nullable=False),
-    sa.Column("train_s", sa.Float, nullable=False),
-    sa.Column("curve", sa.JSON, nullable=False),
-    sa.Column("environment", sa.JSON, nullable=False),
-    sa.Column("trained_at", sa.String(32), nullable=False),
-)
-_failures = sa.Table(
-    "failures",
-    _metadata,
-    sa.Column("key", sa.String(160), primary_key=True),
-    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("failed_at", sa.String(32), nullable=False),
-)
-_searches = sa.Table(
-    "searches",
-    _metadata,
-    sa.Column("name", sa.String(200), primary_key=True),
-    sa.Column("identity", sa.JSON, nullable=False),
-    sa.Column("target_id", sa.ForeignKey("targets.target_id"), nullable=False),
-    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), nullable=False),
-    sa.Column("data_id", sa.String(32), nullable=False),
-    sa.Column("base_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("created_at", sa.String(32), nullable=False),
-    sa.Column("used_at", sa.String(32), nullable=False),
-)
-_members = sa.Table(
-    "members",
-    _metadata,
-    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
-    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("outcome", sa.String(16), nullable=False),
-    sa.Column("proxy_id", sa.String(32), nullable=False),
-    sa.Column("epochs", sa.Integer, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("failure_key", sa.String(160), nullable=True),
-)
-_fronts = sa.Table(
-    "fronts",
-    _metadata,
-    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
-    sa.Column("num_trials", sa.Integer, primary_key=True),
-    sa.Column("arch_ids", sa.JSON, nullable=False),
-    sa.Column("hypervolume", sa.Float, nullable=False),
-    sa.Column("reference_ms", sa.Float, nullable=False),
-)
-
-#: One function a version, in order; a database is brought forward by those it has not seen.
-_MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (lambda connection: _metadata.create_all(connection),)
 
 
 @dataclass(frozen=True)
@@ -164,6 +66,12 @@ def storage_url(storage: str) -> str:
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise StoreError(f"storage: {storage!r} is not supported; allowed: sqlite:///FILE or a file's path")
     return url
+
+
+def exists(storage: str) -> bool:
+    """Whether there is a file at `storage` with something in it. Raises StoreError for what is no storage."""
+    path = Path(make_url(storage_url(storage)).database or "")
+    return path.exists() and (path.is_dir() or path.stat().st_size > 0)
 
 
 class Store:
@@ -213,24 +121,28 @@ class Store:
     def latency(self, arch_id: str, target_id: str) -> Latency | None:
         """The latency of an architecture on a target, if measured."""
         rows = self._rows(
-            sa.select(_latencies).where(_latencies.c.arch_id == arch_id, _latencies.c.target_id == target_id)
+            sa.select(schema.latencies).where(
+                schema.latencies.c.arch_id == arch_id, schema.latencies.c.target_id == target_id
+            )
         )
         return _latency(rows[0]) if rows else None
 
     def score(self, key: ScoreKey) -> Score | None:
         """The score under `key`, if trained."""
-        rows = self._rows(sa.select(_scores).filter_by(**asdict(key)))
+        rows = self._rows(sa.select(schema.scores).filter_by(**asdict(key)))
         return _score(rows[0]) if rows else None
 
     def failure(self, key: str) -> Failure | None:
         """Why the fact under `key` is missing for good, if it is."""
-        rows = self._rows(sa.select(_failures).where(_failures.c.key == key))
+        rows = self._rows(sa.select(schema.failures).where(schema.failures.c.key == key))
         return _failure(rows[0]) if rows else None
 
     def arch(self, arch_id: str) -> Arch:
         """The architecture with this id, or with the only id that starts so. Raises StoreError otherwise."""
         rows = self._rows(
-            sa.select(_architectures).where(_architectures.c.arch_id.startswith(arch_id, autoescape=True)).limit(2)
+            sa.select(schema.architectures)
+            .where(schema.architectures.c.arch_id.startswith(arch_id, autoescape=True))
+            .limit(2)
         )
         exact = [row for row in rows if row["arch_id"] == arch_id] or rows
         if len(exact) != 1:
@@ -242,28 +154,34 @@ class Store:
         """Keeps a latency with its architecture and target; what is there already stays."""
         with self._transaction() as connection:
             _add_arch(connection, arch)
-            _leave_or_add(connection, _targets, target_id=target.id, fields=asdict(target))
+            _leave_or_add(connection, schema.targets, target_id=target.id, fields=asdict(target))
             values = asdict(latency)
-            _leave_or_add(connection, _latencies, **{**values, "window_medians_ms": list(latency.window_medians_ms)})
+            _leave_or_add(
+                connection, schema.latencies, **{**values, "window_medians_ms": list(latency.window_medians_ms)}
+            )
 
     def add_score(self, proxy: Arch, recipe_fields: dict[str, Any], score: Score) -> None:
         """Keeps a score with its proxy architecture and recipe; what is there already stays."""
         with self._transaction() as connection:
             _add_arch(connection, proxy)
-            _leave_or_add(connection, _recipes, recipe_id=score.recipe_id, fields=recipe_fields)
-            _leave_or_add(connection, _scores, **{**asdict(score), "curve": [asdict(epoch) for epoch in score.curve]})
+            _leave_or_add(connection, schema.recipes, recipe_id=score.recipe_id, fields=recipe_fields)
+            _leave_or_add(
+                connection, schema.scores, **{**asdict(score), "curve": [asdict(epoch) for epoch in score.curve]}
+            )
 
     def add_failure(self, arch: Arch, failure: Failure) -> None:
         """Keeps why a fact is missing; what is there already stays."""
         with self._transaction() as connection:
             _add_arch(connection, arch)
-            _leave_or_add(connection, _failures, **asdict(failure))
+            _leave_or_add(connection, schema.failures, **asdict(failure))
 
     def mean_seconds(self, target_id: str, recipe_id: str) -> tuple[float | None, float | None]:
         """Mean seconds of a latency step on this target and of a training with this recipe, None where none is kept."""
-        prepare_and_measure = sa.func.avg(_latencies.c.prepare_s + _latencies.c.measure_s)
-        latency = self._rows(sa.select(prepare_and_measure.label("s")).where(_latencies.c.target_id == target_id))
-        score = self._rows(sa.select(sa.func.avg(_scores.c.train_s).label("s")).where(_scores.c.recipe_id == recipe_id))
+        prepare_and_measure = sa.func.avg(schema.latencies.c.prepare_s + schema.latencies.c.measure_s)
+        latency = self._rows(sa.select(prepare_and_measure.label("s")).where(schema.latencies.c.target_id == target_id))
+        score = self._rows(
+            sa.select(sa.func.avg(schema.scores.c.train_s).label("s")).where(schema.scores.c.recipe_id == recipe_id)
+        )
         return latency[0]["s"], score[0]["s"]
 
     # -- studies -------------------------------------------------------------------------------------------------------
@@ -273,14 +191,16 @@ class Store:
         now = _now()
         with self._transaction() as connection:
             _add_arch(connection, base)
-            _leave_or_add(connection, _targets, target_id=target.id, fields=asdict(target))
-            _leave_or_add(connection, _recipes, recipe_id=study.recipe_id, fields=recipe_fields)
-            _leave_or_add(connection, _searches, **{**asdict(study), "created_at": now, "used_at": now})
-            connection.execute(_searches.update().where(_searches.c.name == study.name).values(used_at=now))
+            _leave_or_add(connection, schema.targets, target_id=target.id, fields=asdict(target))
+            _leave_or_add(connection, schema.recipes, recipe_id=study.recipe_id, fields=recipe_fields)
+            _leave_or_add(connection, schema.searches, **{**asdict(study), "created_at": now, "used_at": now})
+            connection.execute(schema.searches.update().where(schema.searches.c.name == study.name).values(used_at=now))
 
     def studies(self) -> list[StudyRecord]:
         """All studies, the latest used first."""
-        rows = self._rows(sa.select(_searches).order_by(_searches.c.used_at.desc(), sa.text("searches.rowid DESC")))
+        rows = self._rows(
+            sa.select(schema.searches).order_by(schema.searches.c.used_at.desc(), sa.text("searches.rowid DESC"))
+        )
         return [StudyRecord(**{key: value for key, value in row.items() if key != "used_at"}) for row in rows]
 
     def study(self, name: str | None = None) -> StudyRecord:
@@ -296,11 +216,15 @@ class Store:
 
     def target(self, target_id: str) -> Target:
         """A target by its id; it is there for every latency and study."""
-        return Target(**self._rows(sa.select(_targets).where(_targets.c.target_id == target_id))[0]["fields"])
+        return Target(
+            **self._rows(sa.select(schema.targets).where(schema.targets.c.target_id == target_id))[0]["fields"]
+        )
 
     def recipe_fields(self, recipe_id: str) -> dict[str, Any]:
         """The fields of a recipe by its id; they are there for every score and study."""
-        fields: dict[str, Any] = self._rows(sa.select(_recipes).where(_recipes.c.recipe_id == recipe_id))[0]["fields"]
+        fields: dict[str, Any] = self._rows(sa.select(schema.recipes).where(schema.recipes.c.recipe_id == recipe_id))[
+            0
+        ]["fields"]
         return fields
 
     def add_member(self, study: str, candidate: Candidate, key: ScoreKey) -> None:
@@ -316,30 +240,39 @@ class Store:
             "failure_key": None if candidate.failure is None else candidate.failure.key,
         }
         with self._transaction() as connection:
-            count = sa.select(sa.func.count()).select_from(_members).where(_members.c.study == study)
+            count = sa.select(sa.func.count()).select_from(schema.members).where(schema.members.c.study == study)
             position = connection.execute(count).scalar_one()
             _add_arch(connection, candidate.arch)
-            insert = insert_or_leave(_members).values(study=study, arch_id=candidate.arch.id, position=position, **found)
+            insert = insert_or_leave(schema.members).values(
+                study=study, arch_id=candidate.arch.id, position=position, **found
+            )
             connection.execute(insert.on_conflict_do_update(index_elements=["study", "arch_id"], set_=found))
 
     def candidates(self, study: StudyRecord) -> list[Candidate]:
         """All candidates of a study with their facts, in the order they were evaluated."""
-        where = _members.c.study == study.name
+        where = schema.members.c.study == study.name
         members = self._rows(
-            sa.select(_members, _architectures.c.fields).join(_architectures).where(where).order_by(_members.c.position)
+            sa.select(schema.members, schema.architectures.c.fields)
+            .join(schema.architectures)
+            .where(where)
+            .order_by(schema.members.c.position)
         )
         latencies = {
             row["arch_id"]: _latency(row)
-            for row in self._rows(sa.select(_latencies).where(_latencies.c.target_id == study.target_id))
+            for row in self._rows(sa.select(schema.latencies).where(schema.latencies.c.target_id == study.target_id))
         }
-        same_data = (_scores.c.recipe_id == study.recipe_id, _scores.c.data_id == study.data_id)
+        same_data = (schema.scores.c.recipe_id == study.recipe_id, schema.scores.c.data_id == study.data_id)
         scores = {
             (row["arch_id"], row["epochs"], row["seed"]): _score(row)
-            for row in self._rows(sa.select(_scores).where(*same_data))
+            for row in self._rows(sa.select(schema.scores).where(*same_data))
         }
         failures = {
             row["key"]: _failure(row)
-            for row in self._rows(sa.select(_failures).join(_members, _members.c.failure_key == _failures.c.key).where(where))
+            for row in self._rows(
+                sa.select(schema.failures)
+                .join(schema.members, schema.members.c.failure_key == schema.failures.c.key)
+                .where(where)
+            )
         }
         return [
             Candidate(
@@ -355,17 +288,19 @@ class Store:
     def add_front(self, front: FrontRecord) -> None:
         """Keeps the front of a study after so many architectures; what is there already stays."""
         with self._transaction() as connection:
-            _leave_or_add(connection, _fronts, **{**asdict(front), "arch_ids": list(front.arch_ids)})
+            _leave_or_add(connection, schema.fronts, **{**asdict(front), "arch_ids": list(front.arch_ids)})
 
     def fronts(self, study: str) -> list[FrontRecord]:
         """The history of a study's front, one record for every change."""
-        rows = self._rows(sa.select(_fronts).where(_fronts.c.study == study).order_by(_fronts.c.num_trials))
+        rows = self._rows(
+            sa.select(schema.fronts).where(schema.fronts.c.study == study).order_by(schema.fronts.c.num_trials)
+        )
         return [FrontRecord(**{**row, "arch_ids": tuple(row["arch_ids"])}) for row in rows]
 
     def delete_study(self, name: str) -> None:
         """Forgets a study, its members and fronts; the facts stay for others."""
         with self._transaction() as connection:
-            connection.execute(_searches.delete().where(_searches.c.name == name))
+            connection.execute(schema.searches.delete().where(schema.searches.c.name == name))
 
     # -- the database itself -------------------------------------------------------------------------------------------
 
@@ -383,20 +318,20 @@ class Store:
             )
 
     def _migrate(self, path: Path) -> None:
-        newest = len(_MIGRATIONS)
+        newest = len(schema.MIGRATIONS)
         with self._transaction() as connection:
             has_version = sa.inspect(connection).has_table("explorer_version")
-            version = connection.execute(sa.select(_version.c.version)).scalar() or 0 if has_version else 0
+            version = connection.execute(sa.select(schema.version.c.version)).scalar() or 0 if has_version else 0
             if version > newest:
                 raise StoreError(
                     f"storage: {path}: schema version {version} is newer than {newest}, the newest that this "
                     "swinexplore knows; upgrade it: pip install --upgrade swinexplore"
                 )
-            for migration in _MIGRATIONS[version:]:
+            for migration in schema.MIGRATIONS[version:]:
                 migration(connection)
             if version < newest:
-                connection.execute(_version.delete())
-                connection.execute(_version.insert().values(version=newest))
+                connection.execute(schema.version.delete())
+                connection.execute(schema.version.insert().values(version=newest))
 
     def _rows(self, statement: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._transaction() as connection:
@@ -427,7 +362,7 @@ def _add_arch(connection: Connection, arch: Arch) -> None:
     arch, counts = arch.canonical(), complexity_of(arch)
     _leave_or_add(
         connection,
-        _architectures,
+        schema.architectures,
         arch_id=arch.id,
         name=arch.name,
         windows=list(arch.windows),

@@ -1,0 +1,96 @@
+"""The command line: Typer commands, a thin user of the library. The only package that prints or exits.
+
+Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted. Documents go to stdout, messages to stderr. Heavy
+imports stand inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from explorer import __version__
+from explorer.cli import console
+from explorer.cli.network import export, inspect, measure, space, train
+from explorer.cli.study import pareto, search, studies_app
+from explorer.cli.system import doctor
+from explorer.errors import ExplorerError, UserError
+
+
+class _Boundary(TyperGroup):
+    """Turns what the library raises into one readable message and an exit code; a traceback only with `--debug`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            self._tell(ctx, error, str(error), 2)
+        except ExplorerError as error:
+            self._tell(ctx, error, f"internal error: {type(error).__name__}: {error}", 1)
+        except KeyboardInterrupt:
+            console.error("interrupted; everything finished is kept, the same command goes on")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+    def _tell(self, ctx: Any, error: Exception, message: str, code: int) -> None:
+        if ctx.params.get("debug"):
+            raise error
+        console.error(message)
+        raise typer.Exit(code) from None
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+app = typer.Typer(
+    cls=_Boundary,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the Swin-like vision transformer that is the most accurate within your latency on your hardware.",
+    epilog="Example: swinexplore search --space swinfree.yaml --trials 200",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        console.document(f"swinexplore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what the library logs.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks instead of messages.")] = False,
+) -> None:
+    """Options for all commands."""
+    console.configure(quiet=quiet)
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("explorer").setLevel(level)
+
+
+app.command(epilog="Example: swinexplore search --space swinfree.yaml --trials 200 --max-latency 2.0")(search)
+app.command(epilog="Example: swinexplore pareto --max-latency 2.0 --plot front.png")(pareto)
+app.command(epilog="Example: swinexplore export Swin-Free-B-BR-DR14 --to runs/dr14")(export)
+app.command(epilog="Example: swinexplore train runs/dr14/run.yaml --data IMAGENET_FOLDER")(train)
+app.command(epilog="Example: swinexplore space swinfree.yaml")(space)
+app.command(epilog="Example: swinexplore inspect Swin-Free-B-BR-DR14")(inspect)
+app.command(epilog="Example: swinexplore measure Swin-T Swin-Free-T-BR --backend onnxruntime")(measure)
+app.add_typer(studies_app, name="studies")
+app.command(epilog="Example: swinexplore doctor")(doctor)

@@ -1,0 +1,65 @@
+"""Options that several commands share, and what they mean to the library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from explorer.arch import Arch, parse_name
+from explorer.errors import ArchError, BackendMissing, UserError
+from explorer.records import Precision
+
+Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database: sqlite:///FILE or a path.")]
+Study = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Study; default: the latest.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", metavar="DIR", help="Where downloaded sets and caches live.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of sampler, weights and training.")]
+
+
+def precision_of(text: str) -> Precision:
+    """Raises BackendMissing for an unknown precision."""
+    if text not in ("fp32", "fp16", "bf16"):
+        raise BackendMissing(f"precision: {text!r} is not allowed; allowed: fp32, fp16, bf16")
+    return cast(Precision, text)
+
+
+def data_root(given: Path | None) -> Path:
+    """The given folder, else `swinexplore` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return given or Path(cache).expanduser() / "swinexplore"
+
+
+def arch_of(text: str, storage: str) -> Arch:
+    """An architecture by name, by id (or its beginning) from the database, or from a run file."""
+    if text.endswith((".yaml", ".yml")):
+        from explorer.training.recipe import load_run
+
+        return load_run(Path(text)).architecture(text)
+    if text.lower().startswith("a1-"):
+        from explorer.store import Store
+
+        store = Store.open(storage)
+        try:
+            return store.arch(text.lower())
+        finally:
+            store.close()
+    return parse_name(text)
+
+
+def resized(arch: Arch, image_size: int | None) -> Arch:
+    """`arch` at another image size (pixels). Raises UserError where its windows do not divide the grids then."""
+    from dataclasses import replace
+
+    try:
+        return arch if image_size is None else replace(arch, image_size=image_size).canonical()
+    except ArchError as error:
+        raise UserError(f"--image-size: {error}") from None

@@ -1,0 +1,275 @@
+"""What a study found, for people and programs: rows, tables, CSV, Markdown and plots.
+
+A row has the field names that every JSON, table and column of the tool uses. rich, matplotlib and plotly are imported
+where they draw.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from explorer import pareto
+from explorer.arch import PRESETS, Arch
+from explorer.complexity import complexity_of
+from explorer.errors import ArchError, UserError
+from explorer.records import Candidate, Latency
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PLOT_SUFFIXES: Final = (".png", ".html")
+#: Columns of the CSV and of the wide tables, in order.
+COLUMNS: Final = (
+    "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms", "p95_ms", "cv",
+    "is_stable", "speedup", "params_trainable", "params_deployed", "flops", "outcome", "reason",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study's candidates as rows: those on the front by rising latency, all of them, and the known networks."""
+
+    study: str
+    target: str
+    front: list[Row]
+    candidates: list[Row]
+    references: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON of `swinexplore pareto --json`."""
+        return {"study": self.study, "target": self.target, "front": self.front, "references": self.references}
+
+
+def arch_row(arch: Arch) -> Row:
+    """What is known of an architecture without running it; lists are lists, counts are whole numbers."""
+    arch, counts = arch.canonical(), complexity_of(arch)
+    return {
+        "arch_id": arch.id,
+        "name": arch.name,
+        "windows": list(arch.windows),
+        "shifts": list(arch.shifts),
+        "br": arch.br,
+        "depth3": arch.depth3,
+        "depths": list(arch.depths),
+        "embed_dim": arch.embed_dim,
+        "params_trainable": counts.params_trainable,
+        "params_deployed": counts.params_deployed,
+        "flops": counts.flops,
+    }
+
+
+def candidate_row(candidate: Candidate, base_ms: float | None) -> Row:
+    """An architecture's row with its accuracy (0..1), latency and speed-up against the base; None where unknown."""
+    latency = candidate.latency
+    return {
+        **arch_row(candidate.arch),
+        "accuracy": candidate.accuracy,
+        **_latency_fields(latency),
+        "speedup": base_ms / latency.latency_ms if base_ms and latency else None,
+        "outcome": candidate.outcome,
+        "reason": candidate.failure.message if candidate.failure else None,
+    }
+
+
+def _latency_fields(latency: Latency | None) -> Row:
+    names = ("latency_ms", "p95_ms", "cv", "is_stable")
+    return {name: None if latency is None else getattr(latency, name) for name in names}
+
+
+def findings(
+    study: str,
+    target: str,
+    candidates: Sequence[Candidate],
+    *,
+    base: Arch,
+    base_latency: Latency | None,
+    max_latency_ms: float | None = None,
+) -> Findings:
+    """The front of the complete candidates, at most `max_latency_ms` slow where given, and the rows of all."""
+    base_ms = None if base_latency is None else base_latency.latency_ms
+    complete = [
+        c
+        for c in candidates
+        if c.outcome == "complete"
+        and c.latency_ms is not None
+        and (max_latency_ms is None or c.latency_ms <= max_latency_ms)
+    ]
+    indices = pareto.front([c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete])
+    known = {candidate.arch.id: candidate for candidate in candidates}
+    if base.id not in known:
+        known[base.id] = Candidate(base, "pending", base_latency)
+    return Findings(
+        study,
+        target,
+        [candidate_row(complete[index], base_ms) for index in indices],
+        [candidate_row(candidate, base_ms) for candidate in candidates],
+        [candidate_row(known.get(arch.id, Candidate(arch, "pending")), base_ms) for arch in _references(base)],
+    )
+
+
+def _references(base: Arch) -> list[Arch]:
+    """The base model and the presets at its input and output sizes."""
+    from dataclasses import replace
+
+    archs = {base.id: base}
+    for preset in PRESETS.values():
+        if preset.embed_dim != base.embed_dim:
+            continue
+        try:
+            arch = replace(preset, image_size=base.image_size, channels=base.channels, num_classes=base.num_classes)
+        except ArchError:
+            continue
+        archs[arch.id] = arch.canonical()
+    return list(archs.values())
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Lists joined by `-`, booleans as 0 and 1, empty where nothing is known."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(
+        buffer, [column for column in COLUMNS if not rows or column in rows[0]], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows({key: _csv_cell(value) for key, value in row.items() if key in writer.fieldnames} for row in rows)
+    return buffer.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table of the columns that people compare."""
+    lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def to_table(rows: Sequence[Row], title: str = "") -> Table:
+    """The same table for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for heading in _HEADINGS:
+        is_text = heading in ("name", "windows", "shifts")
+        table.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=not is_text or heading != "name", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+_HEADINGS: Final = (
+    "name", "windows", "shifts", "br", "depth3", "accuracy", "latency_ms", "speedup", "trainable", "deployed", "flops",
+)  # fmt: skip
+
+
+def _cells(row: Row) -> list[str]:
+    accuracy, latency_ms, speedup = row.get("accuracy"), row.get("latency_ms"), row.get("speedup")
+    is_shaky = row.get("is_stable") is False
+    return [
+        row["name"],
+        _csv_cell(row["windows"]),
+        _csv_cell(row["shifts"]),
+        _csv_cell(row["br"]),
+        str(row["depth3"]),
+        ("" if row.get("reason") is None else "failed") if accuracy is None else f"{accuracy:.4f}",
+        "" if latency_ms is None else f"{latency_ms:.2f}{'?' if is_shaky else ''}",
+        "" if speedup is None else f"{speedup:.2f}x",
+        f"{row['params_trainable'] / 1e6:.2f}M",
+        f"{row['params_deployed'] / 1e6:.2f}M",
+        f"{row['flops'] / 1e9:.2f}G",
+    ]
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return "-".join(str(_csv_cell(element)) for element in value)
+    if isinstance(value, bool):
+        return str(int(value))
+    return "" if value is None else value
+
+
+# -- plots ------------------------------------------------------------------------------------------------------------
+
+
+def check_plot_path(path: Path) -> None:
+    """Raises UserError for a file ending that no plot is written as, or a folder that is not there."""
+    if path.suffix not in PLOT_SUFFIXES:
+        raise UserError(f"--plot: {path}: ends in {path.suffix!r}; allowed: {', '.join(PLOT_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise UserError(f"--plot: {path.parent}: no such folder; make it first")
+
+
+def plot(found: Findings, path: Path) -> None:
+    """Accuracy against latency with the front, as a PNG picture or a self-contained HTML page. Raises UserError."""
+    check_plot_path(path)
+    try:
+        _plot_png(found, path) if path.suffix == ".png" else _plot_html(found, path)
+    except OSError as error:
+        raise UserError(f"--plot: {path}: cannot be written: {error.strerror}") from None
+
+
+def _plotted(found: Findings) -> tuple[list[Row], list[Row]]:
+    """Evaluated rows off the front, and the front's."""
+    on_front = {row["arch_id"] for row in found.front}
+    evaluated = [row for row in found.candidates if row["outcome"] == "complete"]
+    return [row for row in evaluated if row["arch_id"] not in on_front], found.front
+
+
+def _plot_png(found: Findings, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    others, front = _plotted(found)
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.scatter(*_points(others), s=28, color="#b8bec9", label="evaluated")
+    axes.plot(*_points(front), "-o", drawstyle="steps-post", color="#0b6bcb", label="front")
+    base = found.references[0]
+    if base["accuracy"] is not None:
+        axes.scatter(*_points([base]), marker="*", s=170, color="#d9480f", zorder=3, label=f"base: {base['name']}")
+    for row in front:
+        axes.annotate(
+            row["name"],
+            (row["latency_ms"], 100 * row["accuracy"]),
+            xytext=(6, -11),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set(xlabel="latency (ms)", ylabel="proxy accuracy (%)")
+    axes.set_title(f"{found.study}\n{found.target}", fontsize=9, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_html(found: Findings, path: Path) -> None:
+    import plotly.graph_objects as go
+
+    others, front = _plotted(found)
+    figure = go.Figure()
+    for name, rows, style in (
+        ("evaluated", others, {"mode": "markers", "marker": {"color": "#b8bec9"}}),
+        ("front", front, {"mode": "lines+markers", "line": {"shape": "hv", "color": "#0b6bcb"}}),
+    ):
+        x, y = _points(rows)
+        figure.add_scatter(x=x, y=y, name=name, text=[row["name"] for row in rows], hoverinfo="x+y+text", **style)
+    figure.update_layout(
+        title=f"{found.study}<br><sup>{found.target}</sup>",
+        xaxis_title="latency (ms)",
+        yaxis_title="proxy accuracy (%)",
+    )
+    figure.write_html(path, include_plotlyjs=True, full_html=True)
+
+
+def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    return [row["latency_ms"] for row in rows], [100 * row["accuracy"] for row in rows]

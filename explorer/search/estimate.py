@@ -1,0 +1,45 @@
+"""How long a search will take: from what steps like these have cost before, else a rough guess from FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from explorer.complexity import complexity_of
+from explorer.evaluate import Plan
+from explorer.space import Space
+from explorer.store import Store
+
+#: Multiply-adds per second assumed where nothing has been timed: inference and training, a CPU thread and a GPU.
+#: The CPU figures are of the order of a server core of 2020 (measured: 30e9 and 3e9), the GPU's of a desktop card.
+_RATES: Final = {"cpu": (30e9, 3e9), "cuda": (3e12, 2e11)}
+#: Building, exporting, checking and loading a network: seconds, and seconds per parameter.
+_PREPARE_S: Final = (0.5, 7e-8)
+#: Inferences of one measurement, warm-up included, and the least seconds that it takes.
+_MEASURE_RUNS, _MEASURE_LEAST_S = 30, 0.7
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds for one latency, one proxy training and the whole search; `basis` says what they rest on."""
+
+    latency_s: float
+    train_s: float
+    total_s: float
+    basis: str
+
+
+def estimate(space: Space, plan: Plan, store: Store | None, num_new: int) -> Estimate:
+    """Estimates `num_new` evaluations of the size of the space's base, known facts not counted."""
+    latency_s, train_s = store.mean_seconds(plan.target.id, plan.recipe.id) if store else (None, None)
+    basis = "a rough guess from FLOPs" if latency_s is None or train_s is None else "the mean of steps timed before"
+    if latency_s is None:
+        counts = complexity_of(space.base)
+        rate = _RATES[plan.target.device_kind][0] * max(1, plan.target.threads)
+        runs_s = _MEASURE_RUNS * counts.flops * plan.target.batch / rate
+        latency_s = _PREPARE_S[0] + _PREPARE_S[1] * counts.params_deployed + max(_MEASURE_LEAST_S, runs_s)
+    if train_s is None:
+        images = min(plan.recipe.train_images or plan.data.num_train, plan.data.num_train)
+        rate = _RATES[plan.train_device][1] * max(1, plan.target.threads)
+        train_s = 3 * complexity_of(plan.proxy(space.base)).flops * images * plan.recipe.epochs / rate
+    return Estimate(latency_s, train_s, num_new * (latency_s + train_s), basis)

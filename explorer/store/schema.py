@@ -1,0 +1,119 @@
+"""Tables and migrations of the store. Table names avoid Optuna's (studies, study_*, trials, trial_*, version_info,
+alembic_version); the schema's version stands in `explorer_version`, apart from Optuna's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+metadata = sa.MetaData()
+version = sa.Table("explorer_version", metadata, sa.Column("version", sa.Integer, nullable=False))
+architectures = sa.Table(
+    "architectures",
+    metadata,
+    sa.Column("arch_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("windows", sa.JSON, nullable=False),
+    sa.Column("shifts", sa.JSON, nullable=False),
+    sa.Column("br", sa.Boolean, nullable=False),
+    sa.Column("depth3", sa.Integer, nullable=False),
+    sa.Column("depths", sa.JSON, nullable=False),
+    sa.Column("embed_dim", sa.Integer, nullable=False),
+    sa.Column("params_trainable", sa.BigInteger, nullable=False),
+    sa.Column("params_deployed", sa.BigInteger, nullable=False),
+    sa.Column("flops", sa.BigInteger, nullable=False),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+targets = sa.Table(
+    "targets",
+    metadata,
+    sa.Column("target_id", sa.String(32), primary_key=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+latencies = sa.Table(
+    "latencies",
+    metadata,
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("target_id", sa.ForeignKey("targets.target_id"), primary_key=True),
+    sa.Column("latency_ms", sa.Float, nullable=False),
+    sa.Column("p95_ms", sa.Float, nullable=False),
+    sa.Column("min_ms", sa.Float, nullable=False),
+    sa.Column("cv", sa.Float, nullable=False),
+    sa.Column("num_samples", sa.Integer, nullable=False),
+    sa.Column("window_medians_ms", sa.JSON, nullable=False),
+    sa.Column("is_stable", sa.Boolean, nullable=False),
+    sa.Column("prepare_s", sa.Float, nullable=False),
+    sa.Column("measure_s", sa.Float, nullable=False),
+    sa.Column("environment", sa.JSON, nullable=False),
+    sa.Column("measured_at", sa.String(32), nullable=False),
+)
+recipes = sa.Table(
+    "recipes",
+    metadata,
+    sa.Column("recipe_id", sa.String(32), primary_key=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+)
+scores = sa.Table(
+    "scores",
+    metadata,
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), primary_key=True),
+    sa.Column("data_id", sa.String(32), primary_key=True),
+    sa.Column("epochs", sa.Integer, primary_key=True),
+    sa.Column("seed", sa.BigInteger, primary_key=True),
+    sa.Column("accuracy", sa.Float, nullable=False),
+    sa.Column("train_s", sa.Float, nullable=False),
+    sa.Column("curve", sa.JSON, nullable=False),
+    sa.Column("environment", sa.JSON, nullable=False),
+    sa.Column("trained_at", sa.String(32), nullable=False),
+)
+failures = sa.Table(
+    "failures",
+    metadata,
+    sa.Column("key", sa.String(160), primary_key=True),
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("failed_at", sa.String(32), nullable=False),
+)
+searches = sa.Table(
+    "searches",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("identity", sa.JSON, nullable=False),
+    sa.Column("target_id", sa.ForeignKey("targets.target_id"), nullable=False),
+    sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), nullable=False),
+    sa.Column("data_id", sa.String(32), nullable=False),
+    sa.Column("base_id", sa.ForeignKey("architectures.arch_id"), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("used_at", sa.String(32), nullable=False),
+)
+members = sa.Table(
+    "members",
+    metadata,
+    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("proxy_id", sa.String(32), nullable=False),
+    sa.Column("epochs", sa.Integer, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("failure_key", sa.String(160), nullable=True),
+)
+fronts = sa.Table(
+    "fronts",
+    metadata,
+    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("num_trials", sa.Integer, primary_key=True),
+    sa.Column("arch_ids", sa.JSON, nullable=False),
+    sa.Column("hypervolume", sa.Float, nullable=False),
+    sa.Column("reference_ms", sa.Float, nullable=False),
+)
+
+#: One function a version, in order; a database is brought forward by those it has not seen.
+MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (lambda connection: metadata.create_all(connection),)
