@@ -1,0 +1,47 @@
+# swinexplore: `make demo` and `make test` need git, make and Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Extra arguments for the installation of torch and torchvision, as for their CPU build (see README).
+TORCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test check benchmark clean
+
+## The main job on embedded data: search a tiny space, print the front, draw it.
+demo: $(VENV)/.installed
+	$(BIN)/swinexplore search --space demo.yaml --recipe quick --trials 10 --storage studies/demo.db
+	$(BIN)/swinexplore pareto --storage studies/demo.db --plot studies/demo-front.png
+
+## Everything the tests use, then the tests.
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+## Style, types, import layers.
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+## Figures for benchmarks/results/ on this machine.
+benchmark: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/export_time.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "swinexplore needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_ARGS) torch torchvision
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

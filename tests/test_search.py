@@ -1,0 +1,358 @@
+"""The search on real parts: a small space, real measurements, real trainings, a real SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from explorer import evaluate, latency, search
+from explorer.errors import DataError, MeasureError, ParityError, StoreError, UserError
+from explorer.evaluate import Evaluator, Plan
+from explorer.records import Candidate, Latency
+from explorer.search import Progress
+from explorer.search.sampling import SAMPLERS, Proposer
+from explorer.space import Space
+from explorer.store import Store
+from explorer.training.data import describe
+from explorer.training.recipe import Recipe
+
+SPACE = """\
+version: 1
+base: Swin-E16x2.2.2.2-R56-P1-N10
+search:
+  windows: {stage1: [7, 14], stage2: [7, 14]}
+  br: [off, on]
+  depth3: [1, 2]
+proxy: {unit: 2, embed_dim: 8, head_dim: 4, patch_size: 2}
+"""
+RECIPE = Recipe(epochs=1, batch_size=32, train_images=64, eval_images=64)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Space:
+    file = tmp_path / "small.yaml"
+    file.write_text(SPACE)
+    return Space.load(file)
+
+
+@pytest.fixture
+def plan(space: Space, tmp_path: Path) -> Plan:
+    target, _ = latency.resolve("onnxruntime", image_size=space.base.image_size)
+    few = replace(describe("contours", tmp_path), num_train=160, num_test=16)
+    return Plan(target, space.proxy_scale, RECIPE, few)
+
+
+@pytest.fixture
+def fast_measurement(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Latencies by arithmetic, for tests of the search's own rules; the ids in the order they were measured."""
+    measured: list[str] = []
+
+    def by_flops(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
+        measured.append(arch.id)
+        ms = 1.0 + arch.depth3 + sum(arch.windows) / 100 - arch.br / 2
+        return Latency(arch.id, target.id, ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
+
+    monkeypatch.setattr(evaluate, "measure_arch", by_flops)
+    yield measured
+
+
+def optuna_trials(store: Store, name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=store.url).trials
+
+
+def test_study_holds_as_many_different_architectures_as_asked(space: Space, plan: Plan, store: Store) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=4)
+    candidates = store.candidates(record)
+    assert len({candidate.arch.id for candidate in candidates}) == 4
+    assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
+    assert candidates[0].arch == space.base
+    assert all(c.latency_ms and c.latency_ms > 0 and c.accuracy is not None and 0 <= c.accuracy <= 1 for c in candidates)
+    front = store.fronts(record.name)[-1]
+    assert set(front.arch_ids) <= {candidate.arch.id for candidate in candidates}
+    assert 0 <= front.hypervolume < 1
+
+
+def test_optuna_sees_one_complete_trial_per_architecture_with_named_objectives(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=5)
+    study = optuna.load_study(study_name=record.name, storage=store.url)
+    assert study.metric_names == ["accuracy", "latency_ms"]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 5
+    by_id = {candidate.arch.id: candidate for candidate in store.candidates(record)}
+    for trial in study.trials:
+        candidate = by_id[trial.user_attrs["arch_id"]]
+        assert trial.values == [candidate.accuracy, candidate.latency_ms]
+        assert space.arch(trial.params) == candidate.arch
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_space_that_is_used_up_ends_the_search_and_says_so(
+    sampler: str, space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    events: list[Progress] = []
+    record = search.run(space, Evaluator(plan), store, trials=1000, sampler=sampler, on_progress=events.append)
+    assert len(store.candidates(record)) == space.architectures == len(set(fast_measurement)) == len(fast_measurement)
+    assert events[-1].kind == "end"
+    assert "every architecture" in events[-1].message
+
+
+def test_same_command_again_does_nothing_again(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    first = search.run(space, Evaluator(plan), store, trials=4)
+    again = search.run(space, Evaluator(plan), store, trials=4)
+    assert first.name == again.name
+    assert len(fast_measurement) == 4
+    more = search.run(space, Evaluator(plan), store, trials=6, sampler="random")
+    assert more.name == first.name
+    assert len(fast_measurement) == len(set(fast_measurement)) == len(store.candidates(more)) == 6
+
+
+def test_second_study_reuses_the_facts_of_the_first(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=6, study="one")
+    trained: list[str] = []
+    two = search.run(
+        space,
+        Evaluator(plan),
+        store,
+        trials=6,
+        study="two",
+        on_progress=lambda p: trained.append(p.arch.id) if p.kind == "step" and p.arch else None,
+    )
+    assert trained == []
+    assert len(store.candidates(two)) == 6
+
+
+def test_candidate_over_the_latency_limit_is_not_trained(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    trained: set[str] = set()
+
+    def watch(progress: Progress) -> None:
+        if progress.step == "training" and progress.arch:
+            trained.add(progress.arch.id)
+
+    record = search.run(
+        space, Evaluator(replace(plan, max_latency_ms=2.5)), store, trials=space.architectures, on_progress=watch
+    )
+    candidates = store.candidates(record)
+    gated = {c.arch.id for c in candidates if c.outcome == "gated"}
+    assert gated == {c.arch.id for c in candidates if c.latency_ms and c.latency_ms > 2.5}
+    assert gated
+    assert not gated & trained
+    constraints = {t.user_attrs["arch_id"]: t.constraints for t in optuna_trials(store, record.name)}
+    assert all(constraints[arch_id]["latency"] > 0 for arch_id in gated)
+
+
+def test_raised_latency_limit_trains_what_was_gated(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(replace(plan, max_latency_ms=2.5)), store, trials=6)
+    record = search.run(space, Evaluator(plan), store, trials=6)
+    candidates = store.candidates(record)
+    assert [candidate.outcome for candidate in candidates] == ["complete"] * 6
+    assert len(fast_measurement) == 6
+
+
+def test_failing_architecture_is_kept_with_its_reason_and_the_study_goes_on(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = evaluate.measure_arch
+    tries: list[str] = []
+
+    def failing(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
+        if arch.br:
+            tries.append(arch.id)
+            raise MeasureError(f"{arch.name}: the device caught fire")
+        return measured(arch, target, seed=seed)
+
+    monkeypatch.setattr(evaluate, "measure_arch", failing)
+    record = search.run(space, Evaluator(plan), store, trials=space.architectures)
+    candidates = store.candidates(record)
+    failed = [candidate for candidate in candidates if candidate.outcome == "failed"]
+    assert {candidate.arch.br for candidate in failed} == {True}
+    assert len(failed) == sum(arch.br for arch in space.archs()) == len(tries)
+    assert all(c.failure and "caught fire" in c.failure.message and c.failure.kind == "measure" for c in failed)
+    trials = optuna_trials(store, record.name)
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    assert sum(trial.constraints.get("failed", 0) > 0 for trial in trials) == len(failed)
+    search.run(space, Evaluator(plan), store, trials=space.architectures, study="another")
+    assert len(tries) == len(failed), "a failure that will happen again is not tried again"
+
+
+def test_training_that_diverges_is_a_result_not_a_crash(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    wild = replace(plan, recipe=RECIPE.model_copy(update={"lr": 1e30, "warmup": 0.0, "epochs": 2}))
+    record = search.run(space, Evaluator(wild), store, trials=2)
+    candidates = store.candidates(record)
+    assert [c.outcome for c in candidates] == ["failed"] * 2
+    assert all(c.failure and c.failure.kind == "diverged" and "step" in c.failure.message for c in candidates)
+    assert all(c.latency_ms for c in candidates)
+
+
+def test_sampler_learns_to_avoid_what_fails() -> None:
+    """Half of the space fails: of the last 40 of 100 proposals far fewer do."""
+    shares = []
+    for seed in range(3):
+        proposer = Proposer(Space.load("swinfree.yaml"), "tpe", seed, [], None)
+        outcomes: list[bool] = []
+        for _ in range(100):
+            proposal = proposer.propose()
+            assert proposal is not None
+            arch = proposal.arch
+            outcomes.append(arch.windows[0] == 14)
+            ms = float(arch.depth3 + sum(arch.windows))
+            measured = Latency(arch.id, "t", ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
+            score = evaluate.Score(arch.id, "r", "d", 1, 0, 0.5 + sum(arch.windows) / 100, 0.0)
+            works = Candidate(arch, "complete", measured, score)
+            proposer.learn(Candidate(arch, "failed") if outcomes[-1] else works)
+        shares.append(sum(outcomes[-40:]) / 40)
+    assert sum(shares) / 3 < 1 / 3
+
+
+def test_interrupted_architecture_is_taken_up_first(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    in_work: list[str] = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == "training" and progress.num_done == 3 and progress.arch:
+            in_work.append(progress.arch.id)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search.run(space, Evaluator(plan), store, trials=6, on_progress=interrupt)
+    record = store.study()
+    assert len(store.candidates(record)) == 3
+    assert "RUNNING" not in {trial.state.name for trial in optuna_trials(store, record.name)}
+    search.run(space, Evaluator(plan), store, trials=6)
+    candidates = store.candidates(record)
+    assert candidates[3].arch.id == in_work[0]
+    assert len(candidates) == 6
+    assert len(fast_measurement) == len(set(fast_measurement)), "a latency measured before the interrupt is kept"
+
+
+def test_stale_running_trial_of_a_killed_search_is_closed(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=2)
+    study = optuna.load_study(study_name=record.name, storage=store.url)
+    study.enqueue_trial(space.point(next(a for a in space.archs() if a.id not in fast_measurement)) or {})
+    running = study.ask(search.distributions(space))
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert optuna_trials(store, record.name)[running.number].state.name == "FAIL"
+    assert store.candidates(record)[2].arch == space.arch(running.params)
+
+
+def test_bug_of_ours_stops_the_study_and_keeps_what_was_finished(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=2)
+
+    def broken(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
+        raise ParityError("the graph is wrong")
+
+    monkeypatch.setattr(evaluate, "measure_arch", broken)
+    with pytest.raises(ParityError):
+        search.run(space, Evaluator(plan), store, trials=4)
+    assert len(store.candidates(record)) == 2
+    assert "RUNNING" not in {trial.state.name for trial in optuna_trials(store, record.name)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("search.depth3", "depth3: [1, 2]|depth3: [2]"), ("proxy.embed_dim", "embed_dim: 8|embed_dim: 16")],
+)
+def test_study_of_another_space_is_refused_by_name(
+    field: str, value: str, space: Space, plan: Plan, store: Store, tmp_path: Path, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=2, study="mine")
+    before, after = value.split("|")
+    (tmp_path / "other.yaml").write_text(SPACE.replace(before, after))
+    other = Space.load(tmp_path / "other.yaml")
+    with pytest.raises(StoreError, match=rf"'mine' was made with another setting: .*{field.split('.')[1]}"):
+        search.run(other, Evaluator(replace(plan, scale=other.proxy_scale)), store, trials=3, study="mine")
+    assert len(store.candidates(store.study("mine"))) == 2
+
+
+def test_budget_and_sampler_are_not_part_of_a_study(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    first = search.run(space, Evaluator(plan), store, trials=2)
+    later = replace(plan, max_latency_ms=100.0, seed=7)
+    assert search.run(space, Evaluator(later), store, trials=3, sampler="nsgaii").name == first.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trials": 0}, "trials: 0"),
+        ({"trials": 3, "sampler": "best"}, "sampler: 'best'.*tpe, nsgaii, random"),
+        ({"trials": 3, "study": " "}, "study: ' '"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    arguments: dict[str, object], message: str, space: Space, plan: Plan, store: Store
+) -> None:
+    with pytest.raises(UserError, match=message):
+        search.run(space, Evaluator(plan), store, **arguments)  # type: ignore[arg-type]
+    assert store.studies() == []
+
+
+def test_bad_data_is_refused_before_anything_is_written(
+    space: Space, plan: Plan, store: Store, tmp_path: Path
+) -> None:
+    gone = replace(plan, data=replace(plan.data, spec=str(tmp_path / "gone")))
+    with pytest.raises((DataError, FileNotFoundError)):
+        search.run(space, Evaluator(gone), store, trials=3)
+    assert store.studies() == []
+
+
+def test_deleting_a_study_keeps_the_facts(space: Space, plan: Plan, store: Store, fast_measurement: list[str]) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=3)
+    search.delete(store, record.name)
+    assert store.studies() == []
+    assert record.name not in optuna.get_all_study_names(store.url)
+    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+        assert connection.execute("SELECT count(*) FROM latencies").fetchone() == (3,)
+        assert connection.execute("SELECT count(*) FROM members").fetchone() == (0,)
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert len(fast_measurement) == 3
+    with pytest.raises(StoreError, match="'gone' is not in this database"):
+        search.delete(store, "gone")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_and_history_give_the_same_proposals(sampler: str, space: Space) -> None:
+    def proposals(seed: int) -> list[str]:
+        proposer = Proposer(Space.load("swinfree.yaml"), sampler, seed, [], None)
+        ids = []
+        for _ in range(15):
+            proposal = proposer.propose()
+            assert proposal is not None
+            ids.append(proposal.arch.id)
+            proposer.learn(Candidate(proposal.arch, "failed"))
+        return ids
+
+    assert proposals(1) == proposals(1) != proposals(2)
+
+
+def test_base_outside_the_space_is_measured_but_no_trial(
+    tmp_path: Path, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    file = tmp_path / "without-base.yaml"
+    file.write_text(SPACE.replace("depth3: [1, 2]", "depth3: [3]"))
+    space = Space.load(file)
+    record = search.run(space, Evaluator(plan), store, trials=2)
+    assert fast_measurement[0] == space.base.id
+    assert space.base.id not in {candidate.arch.id for candidate in store.candidates(record)}
+    assert store.latency(space.base.id, plan.target.id) is not None
