@@ -71,7 +71,9 @@ def test_study_holds_as_many_different_architectures_as_asked(space: Space, plan
     assert len({candidate.arch.id for candidate in candidates}) == 4
     assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
     assert candidates[0].arch == space.base
-    assert all(c.latency_ms and c.latency_ms > 0 and c.accuracy is not None and 0 <= c.accuracy <= 1 for c in candidates)
+    assert all(
+        c.latency_ms and c.latency_ms > 0 and c.accuracy is not None and 0 <= c.accuracy <= 1 for c in candidates
+    )
     front = store.fronts(record.name)[-1]
     assert set(front.arch_ids) <= {candidate.arch.id for candidate in candidates}
     assert 0 <= front.hypervolume < 1
@@ -308,9 +310,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert store.studies() == []
 
 
-def test_bad_data_is_refused_before_anything_is_written(
-    space: Space, plan: Plan, store: Store, tmp_path: Path
-) -> None:
+def test_bad_data_is_refused_before_anything_is_written(space: Space, plan: Plan, store: Store, tmp_path: Path) -> None:
     gone = replace(plan, data=replace(plan.data, spec=str(tmp_path / "gone")))
     with pytest.raises((DataError, FileNotFoundError)):
         search.run(space, Evaluator(gone), store, trials=3)

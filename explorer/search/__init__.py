@@ -168,10 +168,12 @@ class _Search:
         self.num_asked, self.sampler, self.on_progress = num_asked, sampler, on_progress
         self.trials = _Trials(store, record.name, space)
         self.candidates = {candidate.arch.id: candidate for candidate in store.candidates(record)}
-        self.front: tuple[str, ...] = ()
+        fronts = store.fronts(record.name)
+        self.front: tuple[str, ...] = fronts[-1].arch_ids if fronts else ()
         self.seconds: list[float] = []
 
     def run(self) -> None:
+        self.keep_front()
         self.report("start")
         try:
             unfinished = self.trials.close_stale(set(self.candidates))

@@ -1,0 +1,378 @@
+"""The command line as its users meet it: exit codes, documents, messages, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from explorer import __version__
+from explorer.arch import PRESETS, parse_name
+from explorer.cli import app
+
+SPACE = """\
+version: 1
+base: Swin-E16x2.2.2.2-R56-P1-N10
+search:
+  windows: {stage1: [7, 14]}
+  br: [off, on]
+proxy: {unit: 2, embed_dim: 8, head_dim: 4, patch_size: 2}
+"""
+RECIPE = "epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n"
+TINY = "Swin-E16x1.1.1.1-R56-P1-N10"
+ROW_FIELDS = {
+    "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms",
+    "params_trainable", "params_deployed", "flops",
+}  # fmt: skip
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def document(*arguments: str) -> Any:
+    """The one JSON document on stdout."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished study of three architectures."""
+    folder = tmp_path_factory.mktemp("studied")
+    (folder / "small.yaml").write_text(SPACE)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = run(
+            "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3", "--log-file", "log.txt"
+        )
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(studied)
+    return studied
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--space", "gone.yaml"], r"gone\.yaml: no such space file.*swinfree\.yaml"),
+        (["search", "--space", "demo.yaml", "--data", "gone"], r"data: 'gone' is neither.*contours"),
+        (["search", "--space", "demo.yaml", "--backend", "tensorrt"], r"'tensorrt' is not in this version; allowed: auto"),
+        (["search", "--space", "demo.yaml", "--precision", "int8"], r"precision: 'int8'.*fp32, fp16, bf16"),
+        (["search", "--space", "demo.yaml", "--backend", "onnxruntime", "--precision", "bf16"], r"allowed: fp32, fp16"),
+        (["search", "--space", "demo.yaml", "--sampler", "best"], r"sampler: 'best'.*tpe, nsgaii, random"),
+        (["search", "--space", "demo.yaml", "--recipe", "best"], r"recipe: 'best'.*proxy, quick"),
+        (["search", "--space", "demo.yaml", "--max-latency", "-1"], r"--max-latency: -1\.0"),
+        (["search", "--space", "demo.yaml", "--max-latency", "nan"], r"--max-latency: nan"),
+        (["search", "--space", "demo.yaml", "--image-size", "100"], r"image_size: 100 is not a multiple"),
+        (["search", "--space", "demo.yaml", "--image-size", "128"], r"windows\.stage1: 7 does not divide 64 tokens"),
+        (["search", "--space", "demo.yaml", "--storage", "mysql://x/y"], r"'mysql://x/y' is not supported"),
+        (["search", "--space", "demo.yaml", "--study", ""], r"study: '' is no name"),
+        (["search", "--space", "demo.yaml", "--log-file", "no/such/log"], r"--log-file: no/such/log"),
+        (["pareto"], r"no such database; run `swinexplore search` first"),
+        (["pareto", "--format", "xml"], r"'xml' is not known; allowed: table, csv, json, md"),
+        (["pareto", "--plot", "front.gif"], r"ends in '\.gif'; allowed: \.png, \.html"),
+        (["pareto", "--plot", "no/front.png"], r"no: no such folder"),
+        (["studies", "list"], r"no such database"),
+        (["studies", "delete", "x", "--yes"], r"no such database"),
+        (["inspect", "Swin-Q"], r"'Swin-Q' is no architecture; allowed: a preset \(Swin-T"),
+        (["inspect", "Swin-B-W9.7.7.7"], r"windows\.stage1: 9 does not divide 56 tokens; use one of"),
+        (["inspect", "Swin-E20x1.1.1.1-H3.3.3.3"], r"num_heads\.stage1: 3 heads do not divide 20 channels; use one of"),
+        (["inspect", "a1-0123"], r"no such database"),
+        (["inspect", "gone.yaml"], r"gone\.yaml: no such file"),
+        (["space", "gone"], r"gone: no such space file"),
+        (["measure", "Swin-T", "--device", "tpu"], r"device: 'tpu'.*auto, cpu, cuda"),
+        (["measure", "Swin-T", "--image-size", "100"], r"--image-size: image_size: 100"),
+        (["export", "Swin-T", "--to", "x", "--precision", "bf16"], r"'bf16' is not written as an ONNX graph"),
+        (["export", TINY, "--to", "x", "--checkpoint", "gone.pt"], r"gone\.pt: no such file"),
+        (["train", "gone.yaml"], r"gone\.yaml: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_exit_code_2(arguments: list[str], message: str, folder: Path) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert re.search(message, result.stderr, re.DOTALL), result.stderr
+    assert list(folder.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"the document holds None, not a mapping"),
+        ("version: 1\nbase: Swin-B\nserch: {}\n", r"serch: unknown key; allowed: version, base, search"),
+        (
+            SPACE.replace("[7, 14]", "[7, 9]"),
+            r"search\.windows\.stage1: 9 does not divide 56 tokens; use one of 1, 2, 4, 7",
+        ),
+        (SPACE.replace("[7, 14]", "[]"), r"search\.windows\.stage1: \[\] is too short"),
+        (SPACE.replace("[7, 14]", "[seven]"), r"search\.windows\.stage1\[0\]: 'seven'"),
+        (SPACE.replace("version: 1", "version: 2"), r"version: 2 is not allowed; allowed: 1"),
+    ],
+)
+def test_bad_space_file_is_told_with_its_place(content: str, message: str, folder: Path) -> None:
+    (folder / "mine.yaml").write_text(content)
+    result = run("search", "--space", "mine.yaml")
+    assert result.exit_code == 2
+    assert re.search(r"mine\.yaml: " + message, result.stderr), result.stderr
+    assert [file.name for file in folder.iterdir()] == ["mine.yaml"]
+
+
+def test_study_of_another_space_is_refused(study: Path) -> None:
+    name = document("studies", "list", "--json")["studies"][0]["study"]
+    result = run("search", "--space", "demo.yaml", "--recipe", "recipe.yaml", "--study", name)
+    assert result.exit_code == 2
+    assert f"'{name}' was made with another setting" in result.stderr
+    assert "space.base" in result.stderr
+    assert document("studies", "list", "--json")["studies"][0]["architectures"] == 3
+
+
+def test_unforeseen_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    script = (
+        "import sys, explorer.space, explorer.__main__\n"
+        "explorer.space.Space.load = lambda *a, **k: 1 / 0\n"
+        "sys.argv = ['swinexplore', 'space', 'demo.yaml']\n"
+        "explorer.__main__.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "internal error: ZeroDivisionError" in done.stderr
+
+
+# -- documents --------------------------------------------------------------------------------------------------------
+
+
+def test_version_and_help_of_every_command_show_an_example() -> None:
+    assert run("--version").stdout == f"swinexplore {__version__}\n"
+    commands = ["search", "pareto", "export", "train", "space", "inspect", "measure", "studies", "doctor"]
+    for command in (
+        [],
+        *([name] for name in commands),
+        ["studies", "list"],
+        ["studies", "show"],
+        ["studies", "delete"],
+    ):
+        result = run(*command, "--help")
+        assert result.exit_code == 0
+        assert "Example: swinexplore" in " ".join(result.stdout.split()), command
+
+
+def test_space_document_counts_the_space(folder: Path) -> None:
+    content = document("space", "swinfree.yaml", "--json")
+    assert (content["raw_points"], content["architectures"]) == (1280, 480)
+    assert content["search"]["depth3"] == [10, 12, 14, 16, 18]
+    assert "1,280 raw points, 480 different architectures" in run("space", "swinfree").stdout
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_inspect_document_has_the_names_that_stay(name: str, folder: Path) -> None:
+    content = document("inspect", name.lower(), "--json")
+    arch = PRESETS[name]
+    assert content["name"] == name
+    assert (content["windows"], content["shifts"], content["br"]) == (list(arch.windows), list(arch.shifts), arch.br)
+    assert {*ROW_FIELDS} - {"accuracy", "latency_ms"} <= set(content)
+    assert len(content["stages"]) == 4
+    assert f"{content['params_trainable']:,}" in run("inspect", name).stdout
+
+
+def test_measure_prints_latency_with_device_and_versions(folder: Path) -> None:
+    content = document("measure", TINY, TINY + "-BR", "--backend", "onnxruntime", "--json")
+    for row in content["measurements"]:
+        assert ROW_FIELDS - {"accuracy"} <= set(row)
+        assert 0 < row["min_ms"] <= row["latency_ms"] <= row["p95_ms"]
+        assert row["environment"]["versions"]["onnxruntime"] == row["target"]["backend_version"]
+        assert row["target"]["device"] == row["environment"]["cpu"]
+    text = run("measure", TINY, "--backend", "torch", "--device", "cpu")
+    assert text.exit_code == 0
+    assert " ms  p95 " in text.stdout
+    assert "torch 2" in text.stdout
+    assert list(folder.iterdir()) == []
+
+
+def test_dry_run_tells_size_plan_and_time_and_starts_nothing(folder: Path) -> None:
+    result = run("search", "--space", "swinfree.yaml", "--trials", "200", "--dry-run")
+    assert result.exit_code == 0
+    for part in ("1,280 raw points, 480 different", "0 of 200 architectures", "chosen because", "time     about"):
+        assert part in result.stderr
+    content = document("search", "--space", "swinfree.yaml", "--trials", "900", "--dry-run", "--json")
+    assert (content["trials"], content["architectures"], content["raw_points"]) == (480, 480, 1280)
+    assert content["seconds"] > 0
+    assert list(folder.iterdir()) == []
+
+
+def test_doctor_measures_on_every_backend(folder: Path) -> None:
+    content = document("doctor", "--json")
+    states = {finding["subject"]: finding["state"] for finding in content["findings"]}
+    assert content["works"] is True
+    assert states["backend onnxruntime on cpu"] == states["backend torch on cpu"] == "ok"
+    assert states["backend torch on cuda"] in ("ok", "missing")
+    assert "torch" in run("doctor").stdout
+    assert list(folder.iterdir()) == []
+
+
+# -- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_search_logs_to_the_file(study: Path) -> None:
+    log = (study / "log.txt").read_text()
+    assert "[3/3]" in log
+
+
+def test_pareto_document_is_a_front(study: Path) -> None:
+    content = document("pareto", "--json")
+    front = content["front"]
+    assert {"study", "front", "references"} <= set(content)
+    assert all(set(row) >= ROW_FIELDS for row in (*front, *content["references"]))
+    assert [row["latency_ms"] for row in front] == sorted(row["latency_ms"] for row in front)
+    assert [row["accuracy"] for row in front] == sorted(row["accuracy"] for row in front)
+    assert len({row["arch_id"] for row in front}) == len(front) >= 1
+    base = content["references"][0]
+    assert base["name"] == "Swin-E16x2.2.2.2-R56-P1-N10"
+    assert base["speedup"] == 1.0
+    limit = front[0]["latency_ms"]
+    assert len(document("pareto", "--json", "--max-latency", str(limit))["front"]) == 1
+    assert document("pareto", "--json", "--max-latency", str(limit / 2))["front"] == []
+
+
+def test_pareto_csv_joins_lists_and_writes_booleans_as_digits(study: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("pareto", "--format", "csv").stdout)))
+    front = document("pareto", "--format", "json")["front"]
+    assert [row["windows"] for row in rows] == ["-".join(map(str, row["windows"])) for row in front]
+    assert [row["shifts"] for row in rows] == ["-".join(str(int(s)) for s in row["shifts"]) for row in front]
+    assert [row["br"] for row in rows] == [str(int(row["br"])) for row in front]
+    assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in front]
+
+
+def test_pareto_table_and_markdown_name_the_front(study: Path) -> None:
+    name = document("pareto", "--json")["front"][0]["name"]
+    assert name in run("pareto").stdout
+    assert f"| {name} |" in run("pareto", "--format", "md").stdout
+
+
+def test_plots_are_a_picture_and_a_page_of_its_own(study: Path) -> None:
+    assert run("pareto", "--plot", "front.png").exit_code == 0
+    assert (study / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert run("pareto", "--plot", "front.html").exit_code == 0
+    page = (study / "front.html").read_text()
+    assert document("pareto", "--json")["front"][0]["name"] in page
+    assert "<script src=" not in page.replace('<script src="data:', "")
+
+
+def test_studies_are_listed_shown_and_deleted(study: Path) -> None:
+    assert (
+        run("search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "2", "--study", "extra").exit_code
+        == 0
+    )
+    names = [row["study"] for row in document("studies", "list", "--json")["studies"]]
+    assert names[0] == "extra"
+    shown = document("studies", "show", "--study", "extra", "--json")
+    assert len(shown["candidates"]) == shown["architectures"] == 2
+    assert shown["identity"]["target"]["backend"]
+    assert shown["fronts"]
+    assert "extra" in run("studies", "list").stdout
+    assert "hypervolume" in run("studies", "show", "--study", "extra").stdout
+    refused = CliRunner().invoke(app, ["studies", "delete", "extra"], input="n\n")
+    assert refused.exit_code == 2
+    assert run("studies", "delete", "extra", "--yes").exit_code == 0
+    assert "extra" not in [row["study"] for row in document("studies", "list", "--json")["studies"]]
+
+
+def test_search_again_as_json_lines_reuses_everything(study: Path) -> None:
+    result = run("search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3", "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["start", "end"]
+    assert events[-1]["trials_done"] == 3
+    assert len(events[-1]["front"]) >= 1
+
+
+def test_quiet_search_prints_the_front_alone(study: Path) -> None:
+    result = run("--quiet", "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3")
+    assert result.stderr == ""
+    assert "accuracy" in result.stdout
+
+
+# -- export and train -------------------------------------------------------------------------------------------------
+
+
+def test_export_of_a_choice_says_where_it_came_from_and_trains(study: Path) -> None:
+    chosen = document("pareto", "--json")["front"][-1]
+    result = run("export", chosen["arch_id"][:10], "--to", "out", "--recipe", "recipe.yaml")
+    assert result.exit_code == 0, result.output
+    content = yaml.safe_load((study / "out" / "run.yaml").read_text())
+    assert content["name"] == chosen["name"]
+    assert content["origin"]["latency_ms"] == chosen["latency_ms"]
+    assert content["origin"]["accuracy"] == chosen["accuracy"]
+    assert content["recipe"]["epochs"] == 1
+    model = onnx.load(study / "out" / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {prop.key: prop.value for prop in model.metadata_props}["arch_id"] == chosen["arch_id"]
+    assert document("inspect", "out/run.yaml", "--json")["arch_id"] == chosen["arch_id"]
+
+    wrong = run("train", "out/run.yaml", "--data", "contours")
+    assert wrong.exit_code == 2
+    assert "arch.num_classes: 10, but contours has 16 classes" in wrong.stderr
+
+
+def test_trained_run_resumes_and_its_weights_go_into_the_model(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE + "flip: true\n")
+    name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C1-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    first = run("train", "run/run.yaml")
+    assert first.exit_code == 0, first.output
+    assert "epoch 1/1" in first.stdout
+    assert "test accuracy" in first.stdout
+    again = run("train", "run/run.yaml")
+    assert "going on from" in again.stderr
+    assert "epoch 1/1" not in again.stdout
+    assert again.stdout.split("accuracy ")[-1].split()[0] == first.stdout.split("test accuracy ")[-1].split()[0]
+    other = run("train", "run/run.yaml", "--epochs", "2")
+    assert other.exit_code == 2
+    assert "the state of another training" in other.stderr
+
+    untrained = (folder / "run" / "model.onnx").read_bytes()
+    assert run("export", "run/run.yaml", "--to", "run", "--checkpoint", "run/checkpoint.pt").exit_code == 0
+    assert (folder / "run" / "model.onnx").read_bytes() != untrained
+    refused = run("export", TINY, "--to", "other", "--checkpoint", "run/checkpoint.pt")
+    assert refused.exit_code == 2
+    assert "weights of another architecture" in refused.stderr
+
+
+def test_preset_exports_without_a_study(folder: Path) -> None:
+    result = run("export", "Swin-E16x1.1.1.1-R56-P1", "--to", "a/b", "--precision", "fp16", "--batch", "2")
+    assert result.exit_code == 0, result.output
+    image = onnx.load(folder / "a" / "b" / "model.onnx").graph.input[0].type.tensor_type
+    assert image.elem_type == onnx.TensorProto.FLOAT16
+    assert [dim.dim_value for dim in image.shape.dim] == [2, 3, 56, 56]
+    run_file = yaml.safe_load((folder / "a" / "b" / "run.yaml").read_text())
+    assert run_file["recipe"]["epochs"] == 300
+    assert parse_name(run_file["name"]).id == document("inspect", "a/b/run.yaml", "--json")["arch_id"]

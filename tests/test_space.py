@@ -1,0 +1,514 @@
+"""Space files -> dimensions -> architectures: sizes, points, look-up and every kind of bad file."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, parse_name
+from explorer.errors import SpaceError
+from explorer.space import Dimension, Space, find, shipped
+
+TINY = parse_name("Swin-E16x2.2.2.2-R56-P1-N10")
+STAGES = tuple(f"stage{stage}" for stage in range(1, NUM_STAGES + 1))
+SWINFREE: dict[str, Any] = {
+    "version": 1,
+    "base": "Swin-B",
+    "search": {
+        "windows": {"stage1": [7, 14], "stage3": [7, 14]},
+        "shifts": {"stage1": [False, True], "stage4": [False, True]},
+        "br": [False, True],
+        "depth3": [1, 2],
+    },
+    "proxy": {"unit": 2},
+    "seeds": ["Swin-B-W7.7.14.7-DR1"],
+}
+
+
+def write(folder: Path, content: object, name: str = "some.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """A valid space file with one field set: `search.br` -> value."""
+    document: dict[str, Any] = yaml.safe_load(yaml.safe_dump(SWINFREE))
+    *parents, key = path.split(".")
+    inner = document
+    for parent in parents:
+        inner = inner[parent]
+    inner[key] = value
+    return document
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in SWINFREE.items() if name != key}
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(SpaceError) as caught:
+        Space.load(path)
+    return str(caught.value)
+
+
+# -- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swinfree() -> Space:
+    return Space.load("swinfree.yaml")
+
+
+def network(arch: Arch) -> tuple[object, ...]:
+    """What is built, told without `canonical`: window and shift of every block, norm and depths."""
+    blocks = []
+    for stage in range(NUM_STAGES):
+        window = min(arch.windows[stage], arch.tokens[stage])
+        rolls = arch.shifts[stage] and window < arch.tokens[stage]
+        blocks.append(tuple((window, rolls and block % 2 == 1) for block in range(arch.depths[stage])))
+    return (arch.br, *blocks)
+
+
+def raw_archs(space: Space) -> list[Arch]:
+    """One architecture for every combination of the choices as the file gives them."""
+    return [
+        replace(
+            space.base,
+            windows=choices[:NUM_STAGES],
+            shifts=choices[NUM_STAGES : 2 * NUM_STAGES],
+            br=choices[-2],
+            depths=(*space.base.depths[:2], choices[-1], space.base.depths[3]),
+        )
+        for choices in itertools.product(*space.windows, *space.shifts, space.br, space.depth3)
+    ]
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> Space:
+    """Small spaces around a tiny base, often with a stage of one block and with windows that cover their stage."""
+    shift_choices = st.sampled_from([(False,), (True,), (False, True), (True, False)])
+    window_choices = [
+        st.lists(
+            st.sampled_from([side // n for n in (8, 4, 2, 1) if side // n >= 7]), min_size=1, max_size=2, unique=True
+        )
+        for side in TINY.tokens
+    ]
+    return Space(
+        name="drawn",
+        base=replace(TINY, depths=draw(st.tuples(*[st.integers(1, 3)] * NUM_STAGES))),
+        windows=tuple(tuple(draw(choices)) for choices in window_choices),
+        shifts=tuple(draw(shift_choices) for _ in range(NUM_STAGES)),
+        br=draw(shift_choices),
+        depth3=tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True))),
+        proxy_scale=ProxyScale(7),
+    )
+
+
+def test_swinfree_space_has_480_architectures_in_1280_points(swinfree: Space) -> None:
+    archs = list(swinfree.archs())
+    assert (swinfree.raw_points, swinfree.architectures, len(archs)) == (1280, 480, 480)
+    assert len({network(arch) for arch in archs}) == 480
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_space_counts_what_its_raw_choices_build(name: str) -> None:
+    space = Space.load(name)
+    raw = raw_archs(space)
+    assert space.raw_points == len(raw)
+    assert space.architectures == len({network(arch) for arch in raw})
+
+
+@settings(deadline=None, max_examples=60)
+@given(spaces())
+def test_architectures_are_those_of_the_raw_choices(space: Space) -> None:
+    raw = raw_archs(space)
+    archs = list(space.archs())
+    assert space.raw_points == len(raw)
+    assert space.architectures == len(archs) == len({network(arch) for arch in raw})
+    assert {network(arch) for arch in archs} == {network(arch) for arch in raw}
+    assert all(arch == arch.canonical() for arch in archs)
+
+
+@pytest.mark.parametrize(
+    ("search", "raw_points", "architectures"),
+    [
+        ({}, 1, 1),
+        ({"depth3": [1, 2]}, 2, 2),
+        ({"shifts": {"stage3": [False, True]}, "depth3": [1]}, 2, 1),
+        ({"shifts": {"stage3": [False, True]}, "depth3": [1, 2, 3]}, 6, 5),
+        ({"windows": {"stage3": [7, 14]}, "shifts": {"stage3": [False, True]}, "depth3": [1, 2]}, 8, 5),
+        ({"windows": {"stage4": [7]}, "shifts": {"stage4": [False, True]}, "br": [True, False]}, 4, 2),
+    ],
+)
+def test_shift_is_counted_once_where_it_does_nothing(
+    tmp_path: Path, search: dict[str, Any], raw_points: int, architectures: int
+) -> None:
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-T", "search": search}))
+    assert (space.raw_points, space.architectures, len(list(space.archs()))) == (
+        raw_points,
+        architectures,
+        architectures,
+    )
+
+
+# -- dimensions and points --------------------------------------------------------------------------------------------
+
+
+def test_dimensions_join_window_and_shift_and_leave_out_single_choices(swinfree: Space) -> None:
+    free_stage = ("w7", "w7-shift", "w14", "w14-shift")
+    assert swinfree.dimensions == (
+        Dimension("stage1", free_stage),
+        Dimension("stage2", free_stage),
+        Dimension("stage3", ("w7", "w7-shift", "w14")),
+        Dimension("br", (False, True)),
+        Dimension("depth3", (10, 12, 14, 16, 18)),
+    )
+
+
+def test_arch_at_a_point_has_the_choices_of_the_point(swinfree: Space) -> None:
+    point = {"stage1": "w14-shift", "stage2": "w7", "stage3": "w14", "br": True, "depth3": 12}
+    arch = swinfree.arch(point)
+    assert (arch.windows, arch.shifts) == ((14, 7, 14, 7), (True, False, False, False))
+    assert (arch.br, arch.depths, arch.embed_dim) == (True, (2, 2, 12, 2), 128)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spaces())
+def test_point_and_arch_undo_each_other(space: Space) -> None:
+    for raw in raw_archs(space):
+        point = space.point(raw)
+        assert point is not None
+        assert space.arch(point) == raw.canonical()
+    single_block = {1} & {*space.base.depths[:2], space.base.depths[3], *space.depth3}
+    for choices in itertools.product(*(dimension.choices for dimension in space.dimensions)):
+        point = dict(zip((dimension.name for dimension in space.dimensions), choices, strict=True))
+        if not single_block:  # in a stage of one block two points build the same architecture
+            assert space.point(space.arch(point)) == point
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Swin-T",
+        "Swin-B-DR11",
+        "Swin-B-W28.7.7.7",
+        "Swin-B-W7.7.7.1",
+        "Swin-B-N10",
+        "Swin-B-R448",
+        "Swin-B-M2",
+        "Swin-B-H2.4.8.16",
+    ],
+)
+def test_arch_outside_the_space_has_no_point(swinfree: Space, name: str) -> None:
+    assert swinfree.point(parse_name(name)) is None
+
+
+def test_choice_that_the_file_leaves_out_is_the_base_s(tmp_path: Path) -> None:
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-Free-B-BR-DR14", "search": {}}))
+    assert space.arch({}) == parse_name("Swin-Free-B-BR-DR14")
+    assert space.dimensions == ()
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"stage1": "w9"}, "swinfree: stage1: 'w9' is not in the space; allowed: w7, w7-shift, w14, w14-shift"),
+        ({"stage3": "w14-shift"}, "swinfree: stage3: 'w14-shift' is not in the space; allowed: w7, w7-shift, w14"),
+        ({"depth3": 11}, "swinfree: depth3: 11 is not in the space; allowed: 10, 12, 14, 16, 18"),
+        ({"width": 1}, "swinfree: width: 1 is not in the space; allowed: stage1, stage2, stage3, br, depth3"),
+    ],
+)
+def test_point_outside_the_space_is_refused(swinfree: Space, point: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        swinfree.arch(point)
+    assert str(caught.value) == message
+
+
+def test_known_networks_are_base_seeds_and_presets_inside(tmp_path: Path, swinfree: Space) -> None:
+    deep = [name for name in PRESETS if name.startswith(("Swin-B", "Swin-Free-B"))]
+    assert [arch.name for arch in swinfree.known_networks()] == deep
+    small = Space.load(write(tmp_path, SWINFREE))
+    assert [arch.name for arch in small.known_networks()] == ["Swin-B", "Swin-B-W7.7.14.7-DR1"]
+
+
+def test_known_networks_take_the_sizes_of_the_base(tmp_path: Path) -> None:
+    search = {"windows": {"stage2": [7, 14], "stage3": [7, 14]}, "shifts": {s: [False, True] for s in STAGES}}
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-T-C1-N10", "search": search}))
+    assert [arch.name for arch in space.known_networks()] == ["Swin-T-C1-N10", "Swin-Free-T-C1-N10"]
+
+
+def test_space_id_tells_what_is_searched_not_how_it_is_written(tmp_path: Path) -> None:
+    space = Space.load(write(tmp_path, SWINFREE))
+    reordered = changed("search.windows.stage1", [14, 7]) | {"seeds": []}
+    assert Space.load(write(tmp_path, reordered, "other.yaml")).id == space.id
+    ids = {space.id}
+    for path, value in [("search.depth3", [1, 2, 3]), ("search.br", [True]), ("search.windows.stage1", [7, 14, 28])]:
+        ids.add(Space.load(write(tmp_path, changed(path, value) | {"seeds": []})).id)
+    ids.add(Space.load(write(tmp_path, changed("base", "Swin-B-N10") | {"seeds": []})).id)
+    assert len(ids) == 5
+
+
+# -- the input size given by the caller -------------------------------------------------------------------------------
+
+
+def test_image_size_replaces_that_of_the_base(tmp_path: Path) -> None:
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-Free-B", "search": {}}), image_size=448)
+    assert space.base == parse_name("Swin-Free-B-R448")
+
+
+def test_image_size_that_the_windows_do_not_divide_is_refused() -> None:
+    with pytest.raises(
+        SpaceError, match=r"swinfree\.yaml: base: windows\.stage1: 7 does not divide 64 tokens; use one of"
+    ):
+        Space.load("swinfree.yaml", image_size=256)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the base loses stage 4's shift before it gets its image size")
+def test_image_size_gives_the_same_base_as_the_name_with_that_size(tmp_path: Path) -> None:
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-B", "search": {}}), image_size=448)
+    assert space.base == parse_name("Swin-B-R448")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: presets lose stage 4's shift before they get the base's image size")
+def test_known_networks_at_another_image_size_are_those_of_that_name(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "Swin-B-R448", "search": {"br": [False, True]}}
+    space = Space.load(write(tmp_path, file))
+    assert [arch.name for arch in space.known_networks()] == ["Swin-B-R448", "Swin-B-BR-R448"]
+
+
+@pytest.mark.xfail(strict=True, raises=SpaceError, reason="bug: the base's own windows are not clamped to the new grid")
+def test_smaller_image_size_clamps_the_windows_of_the_base(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "Swin-B-W8.8.8.8-R256", "search": {}}
+    space = Space.load(write(tmp_path, file), image_size=128)
+    assert space.base.canonical().windows == (8, 8, 8, 4)
+
+
+# -- where files are found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mine.yaml", "mine", "spaces/mine.yaml"])
+def test_file_is_found_in_the_spaces_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "spaces").mkdir()
+    written = write(tmp_path / "spaces", SWINFREE, "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert find(name).resolve() == written.resolve()
+    assert Space.load(name).name == "mine"
+
+
+def test_path_goes_before_spaces_folder_and_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    in_package = find("swinfree")
+    assert tmp_path not in in_package.resolve().parents
+    (tmp_path / "spaces").mkdir()
+    in_folder = write(tmp_path / "spaces", SWINFREE, "swinfree.yaml")
+    assert find("swinfree").resolve() == in_folder
+    at_path = write(tmp_path, SWINFREE, "swinfree.yaml")
+    assert find("swinfree").resolve() == at_path
+    assert find(str(in_folder)) == in_folder
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_space_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Space.load(name).architectures > 1
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.yaml", "folder", "", "a\0b"])
+def test_missing_file_is_refused_with_the_spaces_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpaceError) as caught:
+        Space.load(name)
+    assert str(caught.value).startswith(f"{name}: no such space file; looked for a path, in spaces/ and in the package")
+    assert "demo.yaml, swinfree-large.yaml, swinfree.yaml" in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="bug: ENAMETOOLONG of is_file() escapes")
+def test_name_too_long_for_a_file_is_refused() -> None:
+    with pytest.raises(SpaceError):
+        Space.load("a" * 300)
+
+
+# -- bad files --------------------------------------------------------------------------------------------------------
+
+
+BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
+    # unknown keys
+    ("sed", 1, "sed: unknown key; allowed: version, base, search, proxy, seeds"),
+    ("search.wndows", {}, "search.wndows: unknown key; allowed: windows, shifts, br, depth3"),
+    (
+        "search.windows.stage5",
+        [7],
+        "search.windows.stage5: unknown key; allowed: stage1, stage2, stage3, stage4",
+    ),
+    ("proxy.units", 2, "proxy.units: unknown key; allowed: unit, embed_dim, head_dim, patch_size"),
+    ("search.1", [7], "search.1: unknown key; allowed: windows, shifts, br, depth3"),
+    # versions and bases
+    ("version", 2, "version: 2 is not allowed; allowed: 1"),
+    ("version", "1", "version: '1' is not allowed; allowed: 1"),
+    ("version", None, "version: None is not allowed; allowed: 1"),
+    ("base", "ResNet-50", "base: 'ResNet-50' is no architecture; allowed: a preset (Swin-T, "),
+    ("base", "Swin-B-X", "base: 'Swin-B-X': 'X' is no suffix; allowed: W7.14.14.7"),
+    ("base", 5, "base: 5: input should be a valid string"),
+    # wrong types
+    ("search", None, "search: None: input should be a valid dictionary"),
+    ("search.windows", [7, 14], "search.windows: [7, 14]: input should be a valid dictionary"),
+    ("search.windows.stage1", 7, "search.windows.stage1: 7: input should be a valid list"),
+    ("search.windows.stage1", ["7"], "search.windows.stage1[0]: '7': input should be a valid integer"),
+    ("search.windows.stage1", [7, True], "search.windows.stage1[1]: True: input should be a valid integer"),
+    ("search.windows.stage1", [7.0], "search.windows.stage1[0]: 7.0: input should be a valid integer"),
+    ("search.windows.stage1", [None], "search.windows.stage1[0]: None: input should be a valid integer"),
+    ("search.shifts.stage2", [0, True], "search.shifts.stage2[0]: 0: input should be a valid boolean"),
+    ("search.shifts.stage2", ["on?"], "search.shifts.stage2[0]: 'on?': input should be a valid boolean"),
+    ("search.br", True, "search.br: True: input should be a valid list"),
+    ("search.depth3", ["ten"], "search.depth3[0]: 'ten': input should be a valid integer"),
+    ("seeds", "Swin-B", "seeds: 'Swin-B': input should be a valid list"),
+    ("seeds", [1], "seeds[0]: 1: input should be a valid string"),
+    ("proxy.unit", "2", "proxy.unit: '2': input should be a valid integer"),
+    # values that no architecture can have
+    (
+        "search.windows.stage1",
+        [7, 9],
+        "search.windows.stage1: 9 does not divide 56 tokens; use one of 1, 2, 4, 7, 8, 14",
+    ),
+    ("search.windows.stage4", [14], "search.windows.stage4: 14 does not divide 7 tokens; use 1 or 7"),
+    ("search.windows.stage3", [0], "search.windows.stage3[0]: 0: input should be greater than 0"),
+    ("search.depth3", [10, 0], "search.depth3[1]: 0: input should be greater than 0"),
+    # choices
+    ("search.windows.stage1", [], "search.windows.stage1: [] is too short; give at least 1 value(s)"),
+    ("search.br", [], "search.br: [] is too short; give at least 1 value(s)"),
+    ("search.windows.stage2", [7, 14, 7], "search.windows.stage2: [7, 14, 7] holds a value twice; give each once"),
+    ("search.shifts.stage2", [True, True], "search.shifts.stage2: [True, True] holds a value twice; give each once"),
+    ("search.depth3", [10, 10], "search.depth3: [10, 10] holds a value twice; give each once"),
+    ("search.br", [False, False], "search.br: [False, False] holds a value twice; give each once"),
+    # the proxy
+    (
+        "search.windows.stage1",
+        [7, 8],
+        "proxy.unit: 2 is more than 1, the largest number that divides all windows [7, 8",
+    ),
+    ("proxy.unit", 8, "proxy.unit: 8 is more than 7, the largest number that divides all windows [7, 14]"),
+    ("proxy.unit", 0, "proxy.unit: 0: input should be greater than 0"),
+    ("proxy.head_dim", 5, "proxy.head_dim: 5 does not divide proxy.embed_dim 32; use one of [1, 2, 4, 8, 16, 32]"),
+    # seeds
+    ("seeds", ["Swin-B-DR1", "Swin-T"], "seeds[1]: Swin-T is not in the space"),
+    ("seeds", ["ResNet"], "seeds[0]: 'ResNet' is no architecture; allowed: a preset"),
+    ("seeds", ["Swin-B-W5.7.7.7"], "seeds[0]: 'Swin-B-W5.7.7.7': windows.stage1: 5 does not divide 56 tokens"),
+)
+
+
+def test_file_that_the_bad_ones_start_from_is_good(tmp_path: Path) -> None:
+    space = Space.load(write(tmp_path, SWINFREE))
+    assert (space.raw_points, space.name) == (2**6, "some")
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS, ids=[f"{f}={v}" for f, v, _ in BAD_FIELDS])
+def test_bad_field_is_refused_with_file_field_value_and_what_is_allowed(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    path = write(tmp_path, changed(field, value))
+    error = error_of(path)
+    assert error.startswith(f"{path}: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("key", ["version", "base", "search"])
+def test_missing_key_is_refused(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path, without(key))
+    assert error_of(path) == f"{path}: {key}: is missing; it is required"
+
+
+def test_every_bad_field_is_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, changed("search.br", "on") | {"version": 3})
+    lines = error_of(path).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in lines] == ["version", "search.br"]
+
+
+@pytest.mark.xfail(strict=True, reason="bug: Literal[1] takes true and 1.0")
+@pytest.mark.parametrize("version", [True, 1.0])
+def test_version_of_a_wrong_type_is_refused(tmp_path: Path, version: object) -> None:
+    assert "version: " in error_of(write(tmp_path, changed("version", version)))
+
+
+VALID = "version: 1\nbase: Swin-B\nsearch:\n  br: [off, on]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the document holds None, not a mapping; its keys are: version, base, search, proxy, seeds"),
+        ("# nothing\n", "the document holds None, not a mapping"),
+        ("- 1\n- 2\n", "the document holds [1, 2], not a mapping"),
+        ("Swin-B\n", "the document holds 'Swin-B', not a mapping"),
+        (VALID + "  br: [on]\n", "not a valid YAML document: line 5: 'br' is given twice; give it once"),
+        (VALID + "version: 1\n", "not a valid YAML document: line 5: 'version' is given twice; give it once"),
+        (VALID + "---\nbase: Swin-T\n", "not a valid YAML document: expected a single document"),
+        (VALID + "seeds: [Swin-B\n", "not a valid YAML document: "),
+        ("\tversion: 1\n", "not a valid YAML document: "),
+        (VALID + "seeds: *unknown\n", "not a valid YAML document: found undefined alias"),
+        (VALID + "? [1, 2]\n: 3\n", "not a valid YAML document: "),
+        (VALID + "1: 2\n", "[1]: 1: keys should be strings"),
+        ("[" * 20_000, "not a valid YAML document: "),
+        ("search: {depth3: [" + "9" * 5000 + "]}", "not a valid YAML document: "),
+        ("\0\0\0", "not a valid YAML document: unacceptable character"),
+        ("#" * (1 << 20) + "\n" + VALID, "larger than 1 MiB; is this the right file?"),
+        (VALID + "proxy: &self\n  unit: *self\n", "proxy.unit: {'unit': {...}}: input should be a valid integer"),
+    ],
+    ids=lambda value: value[:24],
+)  # fmt: skip
+def test_text_that_is_no_space_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    assert error_of(path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), b"\xff\xfe\x00version", b"version: 1 # \xe9\n"])
+def test_binary_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "garbage.yaml"
+    path.write_bytes(content)
+    assert error_of(path) == f"{path}: not a text file in UTF-8"
+
+
+@pytest.mark.parametrize("field", ["version: ", "version: 1\nbase: ", "version: 1\nbase: Swin-B\nsearch: "])
+def test_python_tag_is_refused_and_nothing_runs(tmp_path: Path, field: str) -> None:
+    witness = tmp_path / "witness"
+    path = write(tmp_path, f"{field}!!python/object/apply:pathlib.Path.touch [!!python/object:pathlib.Path {{}}]\n")
+    assert error_of(path).startswith(
+        f"{path}: not a valid YAML document: could not determine a constructor for the tag"
+    )
+    path = write(tmp_path, f"{field}!!python/object/apply:os.system ['touch {witness}']\n")
+    assert "python/object/apply:os.system" in error_of(path)
+    assert not witness.exists()
+
+
+def test_anchors_are_read(tmp_path: Path) -> None:
+    text = "version: 1\nbase: Swin-B\nsearch:\n  windows: {stage1: &both [7, 14], stage2: *both}\n"
+    assert Space.load(write(tmp_path, text)).windows == ((7, 14), (7, 14), (7,), (7,))
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the message takes the repr of all 10^10 elements")
+def test_yaml_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["  stage1: &a0 [7, 7, 7, 7, 7, 7, 7, 7, 7, 7]"]
+    lines += [f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 10)]
+    path = write(tmp_path, "version: 1\nbase: Swin-B\nsearch:\n" + "\n".join(lines) + "\n")
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "from explorer.space import Space\n"
+        "Space.load(sys.argv[1])\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    assert "explorer.errors.SpaceError" in finished.stderr
+    assert len(finished.stderr) < 10_000
