@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test check clean
 
 ## The main job on embedded data: search a tiny space, print the front, draw it.
 demo: $(VENV)/.installed
@@ -25,10 +25,6 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-
-## Figures for benchmarks/results/ on this machine.
-benchmark: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/export_time.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -29,7 +29,7 @@ NAMES = (SHIFT, SHIFT_BR, FREE, FREE_BR, MIXED)
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Every weight and running statistic away from its initial value, so that nothing left out of the graph is hidden."""
+    """Moves every weight and running statistic off its initial value, so that nothing left out of the graph is hidden."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor) -> Tensor:
