@@ -25,6 +25,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
@@ -34,6 +35,8 @@ from explorer.errors import ArchError, SpaceError
 NUM_STAGES: Final = 4
 #: Dimensions of one attention head in every published Swin (Liu et al. 2021, section 3.3).
 HEAD_DIM: Final = 32
+#: Far above anything that could be built; keeps arithmetic on nonsense from taking forever.
+MAX_COUNT: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,22 @@ class Arch:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _require_type(field.name, getattr(self, field.name), field.default)
+        # 4 and 4.0 are one value, and must have one id.
+        object.__setattr__(self, "mlp_ratio", float(self.mlp_ratio))
         for name in ("depths", "num_heads", "windows", "shifts"):
             if len(getattr(self, name)) != NUM_STAGES:
                 raise ArchError(f"{name}: {list(getattr(self, name))} has not one value per stage; give 4 values")
         for name in ("embed_dim", "image_size", "patch_size", "channels", "num_classes"):
-            _require_positive(name, getattr(self, name))
+            _require_count(name, getattr(self, name))
         for name in ("depths", "num_heads", "windows"):
             for stage, value in enumerate(getattr(self, name), 1):
-                _require_positive(f"{name}.stage{stage}", value)
+                _require_count(f"{name}.stage{stage}", value)
         if not 0 < self.mlp_ratio <= 16:
             raise ArchError(f"mlp_ratio: {self.mlp_ratio} is not in the range (0, 16]")
+        if self.embed_dim * self.mlp_ratio < 1:
+            raise ArchError(f"mlp_ratio: {self.mlp_ratio} leaves no hidden channel; use at least {1 / self.embed_dim:g}")
         coarsest = self.patch_size * 2 ** (NUM_STAGES - 1)
         if self.image_size % coarsest:
             below = self.image_size // coarsest * coarsest
@@ -118,17 +127,17 @@ class Arch:
 
     def has_shift(self, stage: int, block: int) -> bool:
         """Whether `block` (0-based) of `stage` (0-based) shifts its windows: every other block, never a single window."""
-        return self.shifts[stage] and block % 2 == 1 and self.windows[stage] < self.tokens[stage]
+        return self.shifts[stage] and block % 2 == 1 and 1 < self.windows[stage] < self.tokens[stage]
 
     def canonical(self) -> Arch:
         """The one spelling of this network: a window no larger than its grid, a shift only where it does something.
 
-        A shift does nothing where one window covers the stage, and in a stage of one block, whose second block would be
-        the first to shift.
+        A shift does nothing where one window covers the stage, where a window is one token, and in a stage of one block,
+        whose second block would be the first to shift.
         """
         windows = tuple(min(window, tokens) for window, tokens in zip(self.windows, self.tokens, strict=True))
         shifts = tuple(
-            shift and window < tokens and depth > 1
+            shift and 1 < window < tokens and depth > 1
             for shift, window, tokens, depth in zip(self.shifts, windows, self.tokens, self.depths, strict=True)
         )
         return (
@@ -172,7 +181,7 @@ class Arch:
                 f"use one of {divisors(scale.embed_dim)}"
             )
         heads = scale.embed_dim // scale.head_dim
-        return replace(
+        proxy = replace(
             canonical,
             embed_dim=scale.embed_dim,
             num_heads=tuple(heads << stage for stage in range(NUM_STAGES)),
@@ -182,6 +191,12 @@ class Arch:
             channels=channels,
             num_classes=num_classes,
         )
+        if proxy.canonical().shifts != proxy.shifts:
+            raise SpaceError(
+                f"proxy.unit: {scale.unit} turns windows {list(canonical.windows)} into {list(proxy.windows)}, and a window "
+                "of one token cannot shift; use a larger unit"
+            )
+        return proxy
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values (tuples become lists)."""
@@ -190,11 +205,10 @@ class Arch:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Arch:
         """The inverse of `to_dict`. Raises ArchError for an unknown field or a wrong type."""
-        known = {f.name: f for f in fields(Arch)}
-        for key, value in values.items():
+        known = [field.name for field in fields(Arch)]
+        for key in values:
             if key not in known:
                 raise ArchError(f"{key}: no field of an architecture; allowed: {', '.join(known)}")
-            _require_type(key, value, known[key].default)
         fields_given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return Arch(**fields_given)
 
@@ -209,18 +223,18 @@ def window_unit(archs_windows: list[int], tokens: tuple[int, ...]) -> int:
     return math.gcd(*archs_windows, *tokens)
 
 
-def _require_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArchError(f"{name}: {value!r} is not a whole number of at least 1")
+def _require_count(name: str, value: int) -> None:
+    if not 1 <= value <= MAX_COUNT:
+        raise ArchError(f"{name}: {value} is not a whole number from 1 to {MAX_COUNT:,}")
 
 
 def _require_type(key: str, value: object, default: object) -> None:
     """Checks `value` against the type of the field's default; sequences element by element."""
     if isinstance(default, tuple):
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, tuple):
             raise ArchError(f"{key}: {value!r} is not a list of 4 values, one per stage")
-        for element in value:
-            _require_type(key, element, default[0])
+        for stage, element in enumerate(value, 1):
+            _require_type(f"{key}.stage{stage}", element, default[0])
     elif isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ArchError(f"{key}: {value!r} is not a number")
@@ -235,12 +249,14 @@ _SIZES: Final = MappingProxyType({"T": (96, (2, 2, 6, 2)), "S": (96, (2, 2, 18, 
 #: Stage-3 depth from which a width of 96 is spelled as a shallower S rather than a deeper T.
 _SMALL_FROM_DEPTH3: Final = 10
 _FAMILY_WINDOWS: Final = MappingProxyType({"Swin": (7, 7, 7, 7), "Swin-Free": (7, 14, 14, 7)})
+_N: Final = r"\d{1,9}"
+_FOUR: Final = rf"{_N}(?:\.{_N}){{3}}"
 _SUFFIX: Final = re.compile(
-    r"(?P<windows>W\d+(?:\.\d+){3})|(?P<shifts>S[01]{4})|(?P<br>BR)|DR(?P<depth3>\d+)|(?P<heads>H\d+(?:\.\d+){3})"
-    r"|R(?P<image_size>\d+)|P(?P<patch_size>\d+)|C(?P<channels>\d+)|N(?P<num_classes>\d+)|M(?P<mlp_ratio>\d+(?:\.\d+)?)"
+    rf"(?P<windows>W{_FOUR})|(?P<shifts>S[01]{{4}})|(?P<br>BR)|DR(?P<depth3>{_N})|(?P<heads>H{_FOUR})|R(?P<image_size>{_N})"
+    rf"|P(?P<patch_size>{_N})|C(?P<channels>{_N})|N(?P<num_classes>{_N})|M(?P<mlp_ratio>{_N}(?:\.\d{{1,20}})?)"
 )
 _NAME: Final = re.compile(
-    r"(?P<family>SWIN(?:-FREE)?)-(?P<size>[TSB]|E(?P<dim>\d+)X(?P<depths>\d+(?:\.\d+){3}))(?P<rest>(?:-.+)?)"
+    rf"(?P<family>SWIN(?:-FREE)?)-(?P<size>[TSB]|E(?P<dim>{_N})X(?P<depths>{_FOUR}))(?P<rest>(?:-.+)?)"
 )
 
 
@@ -270,7 +286,7 @@ def _name(arch: Arch) -> str:
         if getattr(arch, field) != getattr(Arch, field):
             parts.append(f"{letter}{getattr(arch, field)}")
     if arch.mlp_ratio != Arch.mlp_ratio:
-        parts.append(f"M{arch.mlp_ratio:g}")
+        parts.append("M" + f"{Decimal(repr(arch.mlp_ratio)):f}".removesuffix(".0"))
     return "-".join(parts)
 
 
@@ -291,15 +307,16 @@ def _size_of(arch: Arch) -> tuple[str, tuple[int, ...]]:
     return f"E{arch.embed_dim}x" + ".".join(map(str, arch.depths)), arch.depths
 
 
-def parse_name(name: str) -> Arch:
+def parse_name(name: str, **sizes: int) -> Arch:
     """The architecture that `name` spells, in canonical form.
 
-    Raises ArchError, which shows the grammar, when it spells none.
+    `sizes` (`image_size`, `patch_size`, `channels`, `num_classes`) replace those of the name before it becomes canonical:
+    a shift that does nothing at 224 may do something at 448. Raises ArchError when the name spells no architecture.
     """
     match = _NAME.fullmatch(name.strip().upper())
     if match is None:
         raise ArchError(
-            f"{name!r} is no architecture; allowed: a preset ({', '.join(PRESETS)}) or a name like "
+            f"{name[:80]!r} is no architecture; allowed: a preset ({', '.join(PRESETS)}) or a name like "
             "Swin-B-W14.7.14.7-S0010-BR-DR12 (grammar: docs/names.md)"
         )
     family = "Swin-Free" if match["family"] == "SWIN-FREE" else "Swin"
@@ -321,7 +338,7 @@ def parse_name(name: str) -> Arch:
             key, value = "depths", (*depths[:2], value, depths[3])
         values[key] = value
     try:
-        return Arch(**values).canonical()
+        return Arch(**(values | sizes)).canonical()
     except ArchError as error:
         raise ArchError(f"{name!r}: {error}") from None
 

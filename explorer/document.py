@@ -6,12 +6,13 @@ wrong types are errors of the form `FILE: FIELD.PATH: VALUE problem; allowed: ..
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from explorer.errors import UserError
@@ -23,8 +24,17 @@ MAX_DOCUMENT_BYTES = 1 << 20
 class Document(BaseModel):
     """Base of all schemas: frozen, unknown keys refused, no silent conversion (`"3"` is no number)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+def _whole_number(value: object) -> object:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is not a whole number; allowed: 1")
+    return value
+
+
+#: The `version` of a document: 1, and neither `true` nor `1.0`, which Python takes for the same.
+Version = Annotated[Literal[1], BeforeValidator(_whole_number)]
 
 SchemaT = TypeVar("SchemaT", bound=Document)
 
@@ -35,6 +45,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):
                 if key in seen:
@@ -85,6 +97,8 @@ def _describe(detail: ErrorDetails, schema: type[BaseModel]) -> str:
             return f"{place}: is missing; it is required"
         case "value_error":
             return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
+        case "model_type" | "model_attributes_type":
+            return f"{place}: {value} is not a mapping; its keys are: {', '.join(_keys_at(schema, location))}"
         case "literal_error":
             return f"{place}: {value} is not allowed; allowed: {detail['ctx']['expected']}"
         case "too_short":
@@ -114,8 +128,10 @@ def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    # Aliases make a few hundred bytes of YAML stand for billions of elements: never take the repr of a whole value.
+    shortener = reprlib.Repr()
+    shortener.maxlevel, shortener.maxstring, shortener.maxother = 3, 80, 80
+    return shortener.repr(value)
 
 
 def _one_line(problem: Exception) -> str:

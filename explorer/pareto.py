@@ -19,11 +19,9 @@ def front(accuracies: Sequence[float], latencies_ms: Sequence[float]) -> list[in
     accuracy, latency_ms = _checked(accuracies, latencies_ms)
     by_latency = np.lexsort((np.arange(len(accuracy)), -accuracy, latency_ms))
     members: list[int] = []
-    best = -np.inf
     for index in by_latency.tolist():
-        if accuracy[index] > best:
+        if not members or accuracy[index] > accuracy[members[-1]]:
             members.append(index)
-            best = float(accuracy[index])
     return members
 
 
@@ -32,8 +30,10 @@ def hypervolume(
 ) -> float:
     """Area between the front and the reference point, in units of accuracy x `reference_ms`: 1 is unreachable.
 
-    Points beyond the reference add nothing. Raises ValueError as `front` does.
+    Points beyond the reference add nothing. Raises ValueError as `front` does, and where `reference_ms` is not above 0.
     """
+    if not reference_ms > 0:
+        raise ValueError(f"reference_ms is {reference_ms}; a latency above 0 is needed")
     area, covered_from = 0.0, reference_ms
     for index in reversed(front(accuracies, latencies_ms)):
         width = covered_from - latencies_ms[index]

@@ -63,8 +63,9 @@ class Latency:
     """One measured latency: milliseconds per call at the target's batch.
 
     `latency_ms` is the median, `p95_ms` and `min_ms` come from the same samples, `cv` is their standard deviation over
-    their mean, `window_medians_ms` holds the median of every window of samples in order. `is_stable`: the last three
-    windows agreed. `prepare_s`: building the module, exporting it and loading it into the backend. `environment`: host,
+    their mean, `window_medians_ms` holds the median of every
+    window of samples in order. `is_stable`: the last three windows agreed and, on a CPU, other processes left it alone.
+    `prepare_s`: building the module, exporting it and loading it into the backend. `environment`: host,
     versions and load at the time, as recorded.
     """
 

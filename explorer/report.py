@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from explorer import pareto
-from explorer.arch import PRESETS, Arch
+from explorer.arch import Arch
 from explorer.complexity import complexity_of
-from explorer.errors import ArchError, UserError
+from explorer.errors import UserError
 from explorer.records import Candidate, Latency
+from explorer.space import presets_like
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,19 +116,9 @@ def findings(
 
 
 def _references(base: Arch) -> list[Arch]:
-    """The base model and the presets at its input and output sizes."""
-    from dataclasses import replace
-
-    archs = {base.id: base}
-    for preset in PRESETS.values():
-        if preset.embed_dim != base.embed_dim:
-            continue
-        try:
-            arch = replace(preset, image_size=base.image_size, channels=base.channels, num_classes=base.num_classes)
-        except ArchError:
-            continue
-        archs[arch.id] = arch.canonical()
-    return list(archs.values())
+    """The base model and the published models of its width, at its input and output sizes."""
+    alike = [arch for arch in presets_like(base) if arch.embed_dim == base.embed_dim]
+    return list({arch.id: arch for arch in (base, *alike)}.values())
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Suggesting points is `explorer.search`'s business.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import Field, PositiveInt
 
 from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, divisors, parse_name, window_unit
-from explorer.document import Document, read
+from explorer.document import Document, Version, read
 from explorer.errors import ArchError, SpaceError
 
 #: One value of a dimension, as a sampler sees it.
@@ -61,7 +62,7 @@ class _Proxy(Document):
 
 
 class _SpaceFile(Document):
-    version: Literal[1]
+    version: Version
     base: str
     search: _Search
     proxy: _Proxy = _Proxy()
@@ -102,9 +103,7 @@ class Space:
         found = find(path)
         file = read(found, _SpaceFile, SpaceError)
         try:
-            base = parse_name(file.base)
-            if image_size is not None:
-                base = replace(base, image_size=image_size)
+            base = parse_name(file.base, **({} if image_size is None else {"image_size": image_size}))
         except ArchError as error:
             raise SpaceError(f"{found}: base: {error}") from None
         return _from_file(found, file, base)
@@ -188,16 +187,19 @@ class Space:
 
     def known_networks(self) -> tuple[Arch, ...]:
         """The base model (also where the search leaves it out), the file's seeds and the presets inside the space."""
-        presets = (self._sized_as_base(preset) for preset in PRESETS.values())
-        inside = (arch for arch in presets if arch is not None and self.point(arch) is not None)
+        inside = (arch for arch in presets_like(self.base) if self.point(arch) is not None)
         return tuple({arch.id: arch for arch in (self.base, *self.seeds, *inside)}.values())
 
     @cached_property
     def id(self) -> str:
         """`s1-` and 12 hex digits over what can be found in the space; the name, order and seeds do not matter."""
+        searched = {"windows", "shifts", "br", "depths"}
         content = {
-            "base": replace(self.base, windows=(1,) * NUM_STAGES, shifts=(False,) * NUM_STAGES, br=False).to_dict(),
-            "dimensions": self.describe(),
+            "base": {key: value for key, value in self.base.to_dict().items() if key not in searched},
+            "depths": [*self.base.depths[:2], self.base.depths[3]],
+            "stages": [self._pairs(stage) for stage in range(NUM_STAGES)],
+            "br": sorted(self.br),
+            "depth3": sorted(self.depth3),
         }
         return "s1-" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -214,15 +216,21 @@ class Space:
         """Canonical (window, shift) choices of a stage, each once."""
         tokens = self.base.tokens[stage]
         pairs = itertools.product(self.windows[stage], self.shifts[stage])
-        return sorted({(min(window, tokens), shift and window < tokens) for window, shift in pairs})
+        return sorted({(min(window, tokens), shift and 1 < window < tokens) for window, shift in pairs})
 
-    def _sized_as_base(self, preset: Arch) -> Arch | None:
-        """`preset` with the base's input and output sizes; None where its windows do not divide them."""
-        same = ("image_size", "patch_size", "channels", "num_classes")
-        try:
-            return replace(preset, **{field: getattr(self.base, field) for field in same}).canonical()
-        except ArchError:
-            return None
+
+def presets_like(base: Arch) -> list[Arch]:
+    """The published models with the input and output sizes of `base`, as far as their windows divide them."""
+    archs = []
+    for name in PRESETS:
+        with contextlib.suppress(ArchError):
+            archs.append(parse_name(name, **_sizes(base)))
+    return archs
+
+
+def _sizes(base: Arch) -> dict[str, int]:
+    """What all architectures of a space share with its base."""
+    return {field: getattr(base, field) for field in ("image_size", "patch_size", "channels", "num_classes")}
 
 
 SHIPPED: Final = Path(__file__).parent / "spaces"
@@ -237,8 +245,9 @@ def find(path: str | Path) -> Path:
     # From a source checkout the shipped files lie beside the package, in a wheel inside it.
     folders = (Path(), Path("spaces"), SHIPPED, SHIPPED.parents[1] / "spaces")
     for folder, name in itertools.product(folders, names):
-        if (folder / name).is_file():
-            return folder / name
+        with contextlib.suppress(OSError):  # a name that no file can have
+            if (folder / name).is_file():
+                return folder / name
     raise SpaceError(
         f"{path}: no such space file; looked for a path, in spaces/ and in the package ({', '.join(shipped())})"
     )
@@ -303,17 +312,16 @@ def _proxy_scale(path: Path, proxy: _Proxy, windows: tuple[tuple[int, ...], ...]
     scale = ProxyScale(from_unit, proxy.unit, proxy.embed_dim, proxy.head_dim, proxy.patch_size)
     try:
         base.proxy(scale, channels=1, num_classes=2)
-    except (ArchError, SpaceError) as error:
+    except ArchError as error:
         raise SpaceError(f"{path}: proxy: {error}") from None
+    except SpaceError as error:
+        raise SpaceError(f"{path}: {error}") from None
     return scale
 
 
 def _seed(path: Path, index: int, name: str, base: Arch) -> Arch:
     try:
-        seed = parse_name(name)
-        return replace(
-            seed, image_size=base.image_size, channels=base.channels, num_classes=base.num_classes
-        ).canonical()
+        return parse_name(name, **_sizes(base))
     except ArchError as error:
         raise SpaceError(f"{path}: seeds[{index}]: {error}") from None
 

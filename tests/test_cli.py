@@ -110,7 +110,7 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["inspect", "gone.yaml"], r"gone\.yaml: no such file"),
         (["space", "gone"], r"gone: no such space file"),
         (["measure", "Swin-T", "--device", "tpu"], r"device: 'tpu'.*auto, cpu, cuda"),
-        (["measure", "Swin-T", "--image-size", "100"], r"--image-size: image_size: 100"),
+        (["measure", "Swin-T", "--image-size", "100"], r"image_size: 100 is not a multiple of 32"),
         (["export", "Swin-T", "--to", "x", "--precision", "bf16"], r"'bf16' is not written as an ONNX graph"),
         (["export", TINY, "--to", "x", "--checkpoint", "gone.pt"], r"gone\.pt: no such file"),
         (["train", "gone.yaml"], r"gone\.yaml: no such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ NAMES = (SHIFT, SHIFT_BR, FREE, FREE_BR, MIXED)
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Moves every weight and running statistic off its initial value, so that nothing left out of the graph is hidden."""
+    """Moves all weights and running statistics off their initial values: what the graph leaves out then shows."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ def random_module(name: str, seed: int = 0) -> tuple[Swin, Arch]:
     return module, arch
 
 
+@cache
 def graph_of(name: str, batch: int = 1) -> onnx.GraphProto:
     module, _ = random_module(name)
     return onnx.load_from_string(write_onnx(module, batch=batch, precision="fp32")).graph
@@ -88,7 +90,22 @@ def test_graph_gives_the_logits_of_the_module(name: str, batch: int, precision: 
     assert (deployed.arch, deployed.batch, deployed.precision) == (arch, batch, precision)
 
 
-@pytest.mark.parametrize("name", [SHIFT, SHIFT_BR])
+def test_epsilon_of_layer_norm_is_the_module_s() -> None:
+    norms = [node for node in graph_of(SHIFT).node if node.op_type == "LayerNormalization"]
+    epsilons = {attribute.f for node in norms for attribute in node.attribute if attribute.name == "epsilon"}
+    assert epsilons == {np.float32(1e-5).item()}
+
+
+def test_epsilon_of_batch_norm_is_folded() -> None:
+    """Where the running variance is no larger than the epsilon, an epsilon left out would show in the logits."""
+    module, arch = random_module(FREE_BR)
+    assert isinstance(module.norm, nn.BatchNorm1d)
+    assert module.norm.running_var is not None
+    module.norm.running_var.fill_(1e-5)
+    assert deploy(module, arch).difference is not None
+
+
+@pytest.mark.parametrize("name", ["Swin-E16x2.1.1.1-R56-P1-N10", "Swin-E16x2.1.1.1-BR-R56-P1-N10"])
 def test_every_parameter_reaches_the_graph(name: str) -> None:
     """A change of any one tensor of the module changes the graph."""
     module, _ = random_module(name)
@@ -148,10 +165,9 @@ def test_graph_that_gives_nan_is_refused(precision: Literal["fp32", "fp16"], err
 # -- structure --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("batch", "precision"), [(1, "fp16"), (3, "fp32")])
 @pytest.mark.parametrize("name", NAMES)
-def test_graph_passes_the_full_check(name: str, precision: Literal["fp32", "fp16"], batch: int) -> None:
+def test_graph_passes_the_full_check(name: str, batch: int, precision: Literal["fp32", "fp16"]) -> None:
     module, arch = random_module(name)
     model = onnx.load_from_string(write_onnx(module, batch=batch, precision=precision))
     onnx.checker.check_model(model, full_check=True)
@@ -253,14 +269,14 @@ def num_fused(plan: bytes) -> float:
     return plan.count(b"_gemm_mha_v2") / MARKS_PER_ATTENTION
 
 
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "batch"),
     [
-        "Swin-E32x2.2.2.2-H2.4.8.16-R56-P1-N10",
-        "Swin-E32x2.2.2.2-BR-H2.4.8.16-R56-P1-N10",
-        "Swin-Free-E32x1.1.2.1-BR-H2.4.8.16-R56-P1-N10",
-        "Swin-Free-E64x1.1.2.1-R56-P1-N10",
+        ("Swin-E32x2.2.2.2-H2.4.8.16-R56-P1-N10", 1),
+        ("Swin-E32x2.2.2.2-H2.4.8.16-R56-P1-N10", 3),
+        ("Swin-E32x2.2.2.2-BR-H2.4.8.16-R56-P1-N10", 1),
+        ("Swin-Free-E32x1.1.2.1-BR-H2.4.8.16-R56-P1-N10", 3),
+        ("Swin-Free-E64x1.1.2.1-R56-P1-N10", 1),
     ],
 )
 def test_tensorrt_builds_the_fp16_graph_with_every_attention_fused(name: str, batch: int) -> None:

@@ -268,25 +268,22 @@ def test_image_size_replaces_that_of_the_base(tmp_path: Path) -> None:
 
 def test_image_size_that_the_windows_do_not_divide_is_refused() -> None:
     with pytest.raises(
-        SpaceError, match=r"swinfree\.yaml: base: windows\.stage1: 7 does not divide 64 tokens; use one of"
+        SpaceError, match=r"swinfree\.yaml: base: 'Swin-B': windows\.stage1: 7 does not divide 64 tokens; use one of"
     ):
         Space.load("swinfree.yaml", image_size=256)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the base loses stage 4's shift before it gets its image size")
 def test_image_size_gives_the_same_base_as_the_name_with_that_size(tmp_path: Path) -> None:
     space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-B", "search": {}}), image_size=448)
     assert space.base == parse_name("Swin-B-R448")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: presets lose stage 4's shift before they get the base's image size")
 def test_known_networks_at_another_image_size_are_those_of_that_name(tmp_path: Path) -> None:
     file = {"version": 1, "base": "Swin-B-R448", "search": {"br": [False, True]}}
     space = Space.load(write(tmp_path, file))
     assert [arch.name for arch in space.known_networks()] == ["Swin-B-R448", "Swin-B-BR-R448"]
 
 
-@pytest.mark.xfail(strict=True, raises=SpaceError, reason="bug: the base's own windows are not clamped to the new grid")
 def test_smaller_image_size_clamps_the_windows_of_the_base(tmp_path: Path) -> None:
     file = {"version": 1, "base": "Swin-B-W8.8.8.8-R256", "search": {}}
     space = Space.load(write(tmp_path, file), image_size=128)
@@ -335,7 +332,6 @@ def test_missing_file_is_refused_with_the_spaces_that_ship(
     assert "demo.yaml, swinfree-large.yaml, swinfree.yaml" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="bug: ENAMETOOLONG of is_file() escapes")
 def test_name_too_long_for_a_file_is_refused() -> None:
     with pytest.raises(SpaceError):
         Space.load("a" * 300)
@@ -357,14 +353,14 @@ BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
     ("search.1", [7], "search.1: unknown key; allowed: windows, shifts, br, depth3"),
     # versions and bases
     ("version", 2, "version: 2 is not allowed; allowed: 1"),
-    ("version", "1", "version: '1' is not allowed; allowed: 1"),
-    ("version", None, "version: None is not allowed; allowed: 1"),
+    ("version", "1", "version: '1' is not a whole number; allowed: 1"),
+    ("version", None, "version: None is not a whole number; allowed: 1"),
     ("base", "ResNet-50", "base: 'ResNet-50' is no architecture; allowed: a preset (Swin-T, "),
     ("base", "Swin-B-X", "base: 'Swin-B-X': 'X' is no suffix; allowed: W7.14.14.7"),
     ("base", 5, "base: 5: input should be a valid string"),
     # wrong types
-    ("search", None, "search: None: input should be a valid dictionary"),
-    ("search.windows", [7, 14], "search.windows: [7, 14]: input should be a valid dictionary"),
+    ("search", None, "search: None is not a mapping; its keys are: windows"),
+    ("search.windows", [7, 14], "search.windows: [7, 14] is not a mapping; its keys are: stage1"),
     ("search.windows.stage1", 7, "search.windows.stage1: 7: input should be a valid list"),
     ("search.windows.stage1", ["7"], "search.windows.stage1[0]: '7': input should be a valid integer"),
     ("search.windows.stage1", [7, True], "search.windows.stage1[1]: True: input should be a valid integer"),
@@ -436,7 +432,6 @@ def test_every_bad_field_is_told_at_once(tmp_path: Path) -> None:
     assert [line.removeprefix(f"{path}: ").split(":")[0] for line in lines] == ["version", "search.br"]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: Literal[1] takes true and 1.0")
 @pytest.mark.parametrize("version", [True, 1.0])
 def test_version_of_a_wrong_type_is_refused(tmp_path: Path, version: object) -> None:
     assert "version: " in error_of(write(tmp_path, changed("version", version)))
@@ -464,7 +459,7 @@ VALID = "version: 1\nbase: Swin-B\nsearch:\n  br: [off, on]\n"
         ("search: {depth3: [" + "9" * 5000 + "]}", "not a valid YAML document: "),
         ("\0\0\0", "not a valid YAML document: unacceptable character"),
         ("#" * (1 << 20) + "\n" + VALID, "larger than 1 MiB; is this the right file?"),
-        (VALID + "proxy: &self\n  unit: *self\n", "proxy.unit: {'unit': {...}}: input should be a valid integer"),
+        (VALID + "proxy: &self\n  unit: *self\n", "proxy.unit: {'unit': {'unit': {'unit': {...}}}}: input should be a valid integer"),
     ],
     ids=lambda value: value[:24],
 )  # fmt: skip
@@ -497,7 +492,6 @@ def test_anchors_are_read(tmp_path: Path) -> None:
     assert Space.load(write(tmp_path, text)).windows == ((7, 14), (7, 14), (7,), (7,))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the message takes the repr of all 10^10 elements")
 def test_yaml_bomb_is_refused_at_once(tmp_path: Path) -> None:
     lines = ["  stage1: &a0 [7, 7, 7, 7, 7, 7, 7, 7, 7, 7]"]
     lines += [f"  a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 10)]

@@ -101,7 +101,7 @@ def measure(
     from explorer.evaluate import measure_arch
     from explorer.report import arch_row
 
-    archs = [options.resized(options.arch_of(name, storage), image_size) for name in names]
+    archs = [options.arch_of(name, storage, image_size) for name in names]
     rows: list[dict[str, Any]] = []
     targets: dict[str, Any] = {}
     for arch in archs:

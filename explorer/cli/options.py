@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -38,27 +39,24 @@ def data_root(given: Path | None) -> Path:
     return given or Path(cache).expanduser() / "swinexplore"
 
 
-def arch_of(text: str, storage: str) -> Arch:
-    """An architecture by name, by id (or its beginning) from the database, or from a run file."""
+def arch_of(text: str, storage: str, image_size: int | None = None) -> Arch:
+    """An architecture by name, by id (or its beginning) from the database, or from a run file; at another image size
+    (pixels) where given. Raises UserError.
+    """
     if text.endswith((".yaml", ".yml")):
         from explorer.training.recipe import load_run
 
-        return load_run(Path(text)).architecture(text)
-    if text.lower().startswith("a1-"):
+        arch = load_run(Path(text)).architecture(text)
+    elif text.lower().startswith("a1-"):
         from explorer.store import Store
 
         store = Store.open(storage)
         try:
-            return store.arch(text.lower())
+            arch = store.arch(text.lower())
         finally:
             store.close()
-    return parse_name(text)
-
-
-def resized(arch: Arch, image_size: int | None) -> Arch:
-    """`arch` at another image size (pixels). Raises UserError where its windows do not divide the grids then."""
-    from dataclasses import replace
-
+    else:
+        return parse_name(text, **({} if image_size is None else {"image_size": image_size}))
     try:
         return arch if image_size is None else replace(arch, image_size=image_size).canonical()
     except ArchError as error:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 DeviceKind = Literal["cpu", "cuda"]
 
+#: A latency on a CPU is not called stable when other processes kept more CPUs than this busy meanwhile.
+MAX_FOREIGN_CPUS: Final = 0.2
+
 #: What each backend can do: package, device kinds, precisions, and whether it runs our exported graph.
 BACKENDS: Final = MappingProxyType(
     {
@@ -87,11 +90,13 @@ def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed:
     with environment.exclusive(target.device_kind):
         runner = _open(deployed, target, seed)
         opened = time.perf_counter()
-        host = environment.describe_host()
+        host, busy = environment.describe_host(), environment.busy_seconds()
         try:
             samples = sample(runner.run)
         finally:
             runner.close()
+        measure_s = time.perf_counter() - opened
+        foreign = environment.foreign_cpus(busy, environment.busy_seconds(), measure_s)
     return Latency(
         arch_id=deployed.arch.id,
         target_id=target.id,
@@ -101,10 +106,10 @@ def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed:
         cv=samples.cv,
         num_samples=samples.num_samples,
         window_medians_ms=samples.window_medians_ms,
-        is_stable=samples.is_stable,
+        is_stable=samples.is_stable and not (target.threads and foreign is not None and foreign > MAX_FOREIGN_CPUS),
         prepare_s=prepare_s + opened - start,
-        measure_s=time.perf_counter() - opened,
-        environment=host,
+        measure_s=measure_s,
+        environment={**host, "foreign_cpus": foreign},
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

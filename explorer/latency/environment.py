@@ -72,6 +72,24 @@ def describe_host() -> dict[str, Any]:
     }
 
 
+def busy_seconds() -> tuple[float, float] | None:
+    """CPU seconds that all processes of the machine, and this one with its threads, have used so far; None if not told."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
+    own = os.times()
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def foreign_cpus(before: tuple[float, float] | None, after: tuple[float, float] | None, wall_s: float) -> float | None:
+    """How many CPUs other processes kept busy, on average, between two readings of `busy_seconds`."""
+    if before is None or after is None or wall_s <= 0:
+        return None
+    return max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / wall_s
+
+
 @contextmanager
 def exclusive(device: str) -> Iterator[None]:
     """Holds `device` (`cpu` or `cuda`) for one measurement or one training across all processes of this machine.

@@ -63,8 +63,8 @@ def shift_mask(tokens: int, window: int) -> Tensor:
     """(N, L, L) with MASK_VALUE between tokens that the cyclic shift made neighbours, 0 elsewhere."""
     shift = window // 2
     position = torch.arange(tokens)
-    band = (position >= tokens - window).int() + (position >= tokens - shift).int()
-    regions = partition((band[:, None] * 3 + band)[None, :, :, None], window).squeeze(-1)
+    wrapped = (position >= tokens - shift).int()
+    regions = partition((2 * wrapped[:, None] + wrapped)[None, :, :, None], window).squeeze(-1)
     return torch.where(regions[:, None, :] == regions[:, :, None], 0.0, MASK_VALUE)
 
 
@@ -222,8 +222,8 @@ class Swin(nn.Module):
 def init_weights(module: Swin, seed: int) -> None:
     """The authors' initialisation, drawn from `seed`: N(0, 0.02) for linear weights and bias tables, zero biases.
 
-    Their cut at +-2 is 100 standard deviations away and is left out. The patch embedding is drawn as torch draws
-    convolutions.
+    Their cut at +-2 is 100 standard deviations away and is left out. The weights of the patch embedding are drawn as
+    torch draws those of a convolution.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():

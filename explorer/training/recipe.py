@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from explorer.arch import Arch
-from explorer.document import Document, check, read
+from explorer.document import Document, Version, check, read
 from explorer.errors import ArchError, RecipeError
 from explorer.records import digest
 
@@ -58,7 +58,7 @@ class Recipe(Document):
 RECIPES: Final = MappingProxyType(
     {
         "proxy": Recipe(epochs=8, lr=3e-3, warmup=0.15, train_images=8_000, eval_images=2_000),
-        "quick": Recipe(epochs=4, batch_size=64, lr=3e-3, warmup=0.15, train_images=2_000, eval_images=1_000),
+        "quick": Recipe(epochs=3, batch_size=48, lr=3e-3, warmup=0.15, train_images=1_600, eval_images=800),
         "imagenet": Recipe(
             epochs=300,
             batch_size=1024,
@@ -93,7 +93,7 @@ class RunFile(Document):
     where the choice came from; for people, not read by the training.
     """
 
-    version: Literal[1]
+    version: Version
     name: str
     arch: dict[str, Any]
     recipe: Recipe
@@ -103,6 +103,9 @@ class RunFile(Document):
 
     def architecture(self, source: str) -> Arch:
         """The `arch` field as a canonical Arch. Raises RecipeError, opened by `source`."""
+        missing = sorted(set(Arch().to_dict()) - set(self.arch))
+        if missing:
+            raise RecipeError(f"{source}: arch: {', '.join(missing)} missing; a run file names every field")
         try:
             return Arch.from_dict(self.arch).canonical()
         except ArchError as error:

@@ -1,0 +1,474 @@
+"""The training loop: reproducible, resumable, with a schedule, and errors that say what went wrong."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from explorer import model
+from explorer.arch import Arch, parse_name
+from explorer.errors import RecipeError, TrainError
+from explorer.records import Epoch
+from explorer.training.data import Split
+from explorer.training.recipe import Recipe
+from explorer.training.trainer import (
+    Checkpoint,
+    Outcome,
+    _parameter_groups,
+    augment,
+    learning_rate,
+    read_checkpoint,
+    train,
+)
+
+CPU = torch.device("cpu")
+#: Random crops, flips and stochastic depth: everything that draws.
+RECIPE = Recipe(epochs=4, batch_size=16, lr=2e-3, warmup=0.25, drop_path=0.3, flip=True, crop_padding=0.125)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are slowed down by a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def arch() -> Arch:
+    return parse_name("Swin-E8x1.2.1.1-W2.2.2.1-H1.1.1.1-R16-P2-C1-N4")
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    """Four classes told by the bright quadrant; 64 images to train on and 64 to evaluate on."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(128) % 4
+    images = torch.randint(0, 100, (128, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 120
+    return Split(images[:64], labels[:64], images[64:], labels[64:])
+
+
+def train_swin(
+    arch: Arch, split: Split, recipe: Recipe = RECIPE, *, seed: int = 0, **options: Any
+) -> tuple[nn.Module, Outcome]:
+    module = model.build(arch, seed=seed, drop_path=recipe.drop_path)
+    return module, train(module, recipe, split, seed=seed, device=CPU, **options)
+
+
+def losses(outcome: Outcome) -> list[float]:
+    return [epoch.loss for epoch in outcome.curve]
+
+
+def assert_same_weights(left: nn.Module, right: nn.Module) -> None:
+    for name, value in left.state_dict().items():
+        assert torch.equal(value, right.state_dict()[name]), name
+
+
+# -- reproducible -----------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_score_bit_for_bit(arch: Arch, split: Split) -> None:
+    first, second = train_swin(arch, split, seed=3), train_swin(arch, split, seed=3)
+    assert first[1].accuracy == second[1].accuracy
+    assert losses(first[1]) == losses(second[1])
+    assert_same_weights(first[0], second[0])
+
+
+def test_same_score_whatever_was_drawn_before(arch: Arch, split: Split) -> None:
+    first = train_swin(arch, split)[1]
+    torch.rand(17)
+    assert losses(train_swin(arch, split)[1]) == losses(first)
+
+
+def test_other_seed_gives_another_training(arch: Arch, split: Split) -> None:
+    module = model.build(arch, seed=0)
+    first = train(module, RECIPE, split, seed=1, device=CPU)
+    second = train(model.build(arch, seed=0), RECIPE, split, seed=2, device=CPU)
+    assert losses(first) != losses(second)
+
+
+def test_module_is_trained_in_place(arch: Arch, split: Split) -> None:
+    trained = train_swin(arch, split)[0]
+    untrained = model.build(arch, seed=0)
+    changed = [
+        name
+        for name, value in trained.named_parameters()
+        if not torch.equal(value, dict(untrained.named_parameters())[name])
+    ]
+    assert "head.weight" in changed
+    assert "patch_embed.proj.weight" in changed
+
+
+@pytest.mark.parametrize("ends_by", ["return", "interrupt", "divergence"])
+def test_global_random_state_is_the_callers_again(ends_by: str, arch: Arch, split: Split) -> None:
+    def interrupt(epoch: Epoch) -> None:
+        raise KeyboardInterrupt
+
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    match ends_by:
+        case "return":
+            train_swin(arch, split)
+        case "interrupt":
+            with pytest.raises(KeyboardInterrupt):
+                train_swin(arch, split, on_epoch=interrupt)
+        case _:
+            with pytest.raises(TrainError):
+                train_swin(arch, split, RECIPE.model_copy(update={"lr": 1e30}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_easy_data_is_learned_far_above_chance(arch: Arch, split: Split) -> None:
+    recipe = Recipe(epochs=15, batch_size=16, lr=5e-3, crop_padding=0.0, label_smoothing=0.0)
+    outcome = train_swin(arch, split, recipe)[1]
+    assert outcome.accuracy > 0.6
+    assert outcome.curve[-1].loss < 0.8 * outcome.curve[0].loss
+
+
+def test_every_epoch_is_told_and_kept_in_the_curve(arch: Arch, split: Split) -> None:
+    told: list[Epoch] = []
+    outcome = train_swin(arch, split, on_epoch=told.append)[1]
+    assert tuple(told) == outcome.curve
+    assert [epoch.epoch for epoch in told] == [1, 2, 3, 4]
+    assert outcome.accuracy == told[-1].accuracy
+    assert outcome.train_s == pytest.approx(sum(epoch.seconds for epoch in told))
+
+
+def test_accuracy_is_the_share_of_correct_evaluation_images(split: Split) -> None:
+    class AlwaysTwo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return nn.functional.one_hot(torch.full((len(image),), 2), 4) * self.scale.abs() + 0.1
+
+    num = 300  # more than one evaluation batch
+    labels = torch.zeros(num, dtype=torch.int64)
+    labels[:90] = 2
+    images = split.eval_images[:1].expand(num, -1, -1, -1)
+    outcome = train(
+        AlwaysTwo(), Recipe(epochs=1, batch_size=16), Split(split.train_images, split.train_labels, images, labels), seed=0, device=CPU
+    )
+    assert outcome.accuracy == pytest.approx(0.3)
+
+
+# -- resumed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["arch", "arch-br"])
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_training_resumed_after_an_interrupt_equals_the_undisturbed_one(
+    name: str, stop_after: int, arch: Arch, split: Split, tmp_path: Path
+) -> None:
+    def interrupt(epoch: Epoch) -> None:
+        if epoch.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    arch = replace(arch, br=name == "arch-br")
+    undisturbed_module, undisturbed = train_swin(arch, split)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    with pytest.raises(KeyboardInterrupt):
+        train_swin(arch, split, checkpoint=checkpoint, on_epoch=interrupt)
+    told: list[Epoch] = []
+    module, resumed = train_swin(arch, split, checkpoint=checkpoint, on_epoch=told.append)
+    assert [epoch.epoch for epoch in told] == list(range(stop_after + 1, 5))
+    assert losses(resumed) == losses(undisturbed)
+    assert [epoch.accuracy for epoch in resumed.curve] == [epoch.accuracy for epoch in undisturbed.curve]
+    assert_same_weights(module, undisturbed_module)
+
+
+def test_finished_training_is_not_trained_again(arch: Arch, split: Split, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    module, first = train_swin(arch, split, checkpoint=checkpoint)
+    told: list[Epoch] = []
+    again, second = train_swin(arch, split, checkpoint=checkpoint, on_epoch=told.append)
+    assert told == []
+    assert second == first
+    assert_same_weights(module, again)
+
+
+def test_no_unfinished_file_is_left_beside_the_checkpoint(arch: Arch, split: Split, tmp_path: Path) -> None:
+    train_swin(arch, split, checkpoint=Checkpoint(tmp_path / "checkpoint.pt", "key"))
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoint_of_another_training_is_refused_and_kept(arch: Arch, split: Split, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    train_swin(arch, split, checkpoint=Checkpoint(path, "mine"))
+    kept = path.read_bytes()
+    with pytest.raises(RecipeError, match=r"checkpoint\.pt: the state of another training"):
+        train_swin(arch, split, checkpoint=Checkpoint(path, "other"))
+    assert path.read_bytes() == kept
+
+
+class Malicious:
+    """Unpickled by a careless reader, it makes the folder that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.mkdir, (self.folder,)
+
+
+def write_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [write_pickle, torch.save], ids=["pickle", "torch.save"])
+def test_malicious_checkpoint_is_refused_and_its_code_is_not_run(
+    write: Callable[[object, Path], None], arch: Arch, split: Split, tmp_path: Path
+) -> None:
+    path, made = tmp_path / "checkpoint.pt", tmp_path / "made"
+    write({"key": "key", "module": Malicious(made)}, path)
+    with pytest.raises(RecipeError, match=r"checkpoint\.pt: not a checkpoint that can be read safely"):
+        train_swin(arch, split, checkpoint=Checkpoint(path, "key"))
+    assert not made.exists()
+    torch.load(path, weights_only=False)
+    assert made.exists(), "the file was harmless: this test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no checkpoint",
+        b"PK\x03\x04 cut off",
+        pytest.param(
+            b"",
+            marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="torch's error is empty: it has no first line"),
+        ),
+    ],
+    ids=["text", "zip", "empty"],
+)
+def test_broken_checkpoint_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"checkpoint\.pt: not a checkpoint"):
+        read_checkpoint(path)
+
+
+def test_file_of_torch_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(RecipeError, match=r"other\.pt: not a checkpoint of swinexplore"):
+        read_checkpoint(tmp_path / "other.pt")
+
+
+# -- the schedule -----------------------------------------------------------------------------------------------------
+
+SCHEDULE = Recipe(epochs=1, lr=0.1, min_lr=0.001, warmup=0.2)
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.1 / 20),
+        (9, 0.1 * 10 / 20),
+        (19, 0.1),
+        (20, 0.1),
+        (99, 0.001),
+        (100, 0.001),
+        (20 + 79 / 2, (0.1 + 0.001) / 2),
+    ],
+    ids=["first", "half-way-up", "end-of-warm-up", "start-of-cosine", "last", "beyond", "half-way-down"],
+)
+def test_learning_rate_rises_linearly_then_falls_by_a_cosine(step: float, lr: float) -> None:
+    assert learning_rate(SCHEDULE, step, 100) == pytest.approx(lr)  # type: ignore[arg-type]
+
+
+def test_learning_rate_without_warm_up_starts_at_its_top() -> None:
+    recipe = SCHEDULE.model_copy(update={"warmup": 0.0})
+    rates = [learning_rate(recipe, step, 50) for step in range(50)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.001)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_training_of_one_step_has_a_positive_learning_rate() -> None:
+    assert 0 < learning_rate(SCHEDULE, 0, 1) <= 0.1
+
+
+def grads_and_rates_of(recipe: Recipe, split: Split, arch: Arch) -> tuple[list[list[Tensor]], list[float]]:
+    """Gradients and learning rates that the optimizer saw, step by step."""
+    grads: list[list[Tensor]] = []
+    rates: list[float] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grads.append([p.grad.clone() for p in parameters])
+        rates.extend({group["lr"] for group in optimizer.param_groups})
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        train_swin(arch, split, recipe)
+    finally:
+        hook.remove()
+    return grads, rates
+
+
+def test_optimizer_follows_the_schedule_over_all_epochs(arch: Arch, split: Split) -> None:
+    _, rates = grads_and_rates_of(RECIPE, split, arch)
+    assert rates == [learning_rate(RECIPE, step, 16) for step in range(16)]
+
+
+# -- the step ---------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(arch: Arch, split: Split) -> None:
+    whole = Recipe(epochs=1, batch_size=64, crop_padding=0.0, grad_clip=1e9)
+    (expected,), _ = grads_and_rates_of(whole, split, arch)
+    (accumulated,), _ = grads_and_rates_of(whole.model_copy(update={"accumulate": 4}), split, arch)
+    largest = max(float(grad.abs().max()) for grad in expected)
+    for left, right in zip(expected, accumulated, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_accumulation_gives_the_same_losses_up_to_rounding(arch: Arch, split: Split) -> None:
+    recipe = Recipe(epochs=3, batch_size=32, crop_padding=0.0)
+    whole = train_swin(arch, split, recipe)[1]
+    parts = train_swin(arch, split, recipe.model_copy(update={"accumulate": 8}))[1]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_gradient_is_clipped_to_the_recipes_norm(arch: Arch, split: Split) -> None:
+    grads, _ = grads_and_rates_of(RECIPE.model_copy(update={"grad_clip": 1e-3, "epochs": 1}), split, arch)
+    for step in grads:
+        assert math.sqrt(sum(float(grad.square().sum()) for grad in step)) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("br", [False, True])
+def test_norms_biases_and_bias_tables_are_not_decayed(br: bool, arch: Arch) -> None:
+    module = model.build(replace(arch, br=br))
+    decayed, others = _parameter_groups(module, 0.05)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {name for name in names.values() if name not in decayed_names} == {
+        name for name in names.values() if name.endswith(".bias") or "norm" in name or "bias_table" in name
+    }
+    assert {"head.weight", "patch_embed.proj.weight"} <= decayed_names
+
+
+@pytest.mark.parametrize(("lr", "seed"), [(1e30, 0), (1e30, 5)])
+def test_loss_that_is_not_finite_ends_the_training_with_its_step(
+    lr: float, seed: int, arch: Arch, split: Split
+) -> None:
+    with pytest.raises(TrainError, match=rf"^diverged: the loss is nan by step 4 \(epoch 1, seed {seed}\)") as caught:
+        train_swin(arch, split, Recipe(epochs=2, batch_size=16, lr=lr, warmup=0.0), seed=seed)
+    assert caught.value.kind == "diverged"
+
+
+def test_diverged_training_leaves_no_checkpoint_of_its_epoch(arch: Arch, split: Split, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    with pytest.raises(TrainError):
+        train_swin(arch, split, RECIPE.model_copy(update={"lr": 1e30}), checkpoint=checkpoint)
+    assert not checkpoint.path.exists()
+
+
+def test_memory_that_runs_out_is_a_failure_of_its_kind(arch: Arch, split: Split) -> None:
+    class Large(nn.Linear):
+        def forward(self, image: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("tried to allocate 1 PiB")
+
+    with pytest.raises(TrainError, match="out of memory on cpu at batch 16: tried to allocate") as caught:
+        train(Large(4, 4), RECIPE, split, seed=0, device=CPU)
+    assert caught.value.kind == "out_of_memory"
+
+
+def test_batch_larger_than_the_data_is_refused_with_both_numbers(arch: Arch, split: Split) -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.batch_size: 65 is more than the 64 training images"):
+        train_swin(arch, split, Recipe(epochs=1, batch_size=65))
+
+
+def test_batch_that_cannot_be_cut_into_equal_parts_is_refused(arch: Arch, split: Split) -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.accumulate: 3 does not divide batch_size 16"):
+        train_swin(arch, split, Recipe(epochs=1, batch_size=16, accumulate=3))
+
+
+@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="no evaluation images: the accuracy divides by 0")
+def test_training_without_evaluation_images_is_refused(arch: Arch, split: Split) -> None:
+    with pytest.raises(RecipeError):
+        train_swin(
+            arch, replace(split, eval_images=split.eval_images[:0], eval_labels=split.eval_labels[:0])
+        )
+
+
+# -- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def columns(num_images: int, side: int = 16) -> Tensor:
+    """Images whose pixel values count the columns from 1."""
+    return torch.arange(1, side + 1, dtype=torch.uint8).expand(num_images, 1, side, side).contiguous()
+
+
+def augmented(images: Tensor, *, seed: int = 0, **fields: Any) -> Tensor:
+    return augment(images, Recipe(epochs=1, **fields), torch.Generator().manual_seed(seed))
+
+
+def test_crop_moves_an_image_by_at_most_the_padding_and_repeats_its_edge() -> None:
+    images = columns(200)
+    moved = augmented(images, crop_padding=0.125)  # 2 pixels
+    allowed = {
+        offset: (torch.arange(1, 17) + offset).clamp(1, 16).to(torch.uint8).expand(16, 16) for offset in range(-2, 3)
+    }
+    seen = {offset for image in moved for offset, expected in allowed.items() if torch.equal(image[0], expected)}
+    assert all(any(torch.equal(image[0], expected) for expected in allowed.values()) for image in moved)
+    assert seen == set(allowed)
+
+
+def test_crop_moves_rows_as_it_moves_columns() -> None:
+    images = columns(200).transpose(2, 3).contiguous()
+    first_rows = augmented(images, crop_padding=0.125)[:, 0, 0, 0]
+    assert set(first_rows.tolist()) == {1, 2, 3}
+    last_rows = augmented(images, crop_padding=0.125)[:, 0, -1, 0]
+    assert set(last_rows.tolist()) == {14, 15, 16}
+
+
+def test_every_channel_of_an_image_moves_alike() -> None:
+    images = torch.cat([columns(50), columns(50) + 100, columns(50) + 200], 1)
+    moved = augmented(images, crop_padding=0.125, flip=True)
+    assert moved.shape == images.shape
+    assert torch.equal(moved[:, 0] + 100, moved[:, 1])
+    assert torch.equal(moved[:, 0] + 200, moved[:, 2])
+
+
+def test_no_image_is_flipped_unless_the_recipe_says_so() -> None:
+    images = columns(100)
+    assert torch.equal(augmented(images, crop_padding=0.0), images)
+
+
+def test_about_half_of_the_images_are_flipped_where_the_recipe_says_so() -> None:
+    images = columns(400)
+    flipped = augmented(images, crop_padding=0.0, flip=True)
+    is_flipped = (flipped == images.flip(-1)).flatten(1).all(1)
+    assert (is_flipped | (flipped == images).flatten(1).all(1)).all()
+    assert 140 < int(is_flipped.sum()) < 260
+
+
+def test_same_generator_state_gives_the_same_images() -> None:
+    images = columns(50)
+    options = {"crop_padding": 0.125, "flip": True}
+    assert torch.equal(augmented(images, seed=1, **options), augmented(images, seed=1, **options))
+    assert not torch.equal(augmented(images, seed=1, **options), augmented(images, seed=2, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_augmentation_keeps_type_and_input(dtype: torch.dtype) -> None:
+    images = columns(10).to(dtype)
+    before = images.clone()
+    assert augmented(images, crop_padding=0.125, flip=True).dtype == dtype
+    assert torch.equal(images, before)
