@@ -91,7 +91,9 @@ class Arch:
         if not 0 < self.mlp_ratio <= 16:
             raise ArchError(f"mlp_ratio: {self.mlp_ratio} is not in the range (0, 16]")
         if self.embed_dim * self.mlp_ratio < 1:
-            raise ArchError(f"mlp_ratio: {self.mlp_ratio} leaves no hidden channel; use at least {1 / self.embed_dim:g}")
+            raise ArchError(
+                f"mlp_ratio: {self.mlp_ratio} leaves no hidden channel; use at least {1 / self.embed_dim:g}"
+            )
         coarsest = self.patch_size * 2 ** (NUM_STAGES - 1)
         if self.image_size % coarsest:
             below = self.image_size // coarsest * coarsest

@@ -459,7 +459,7 @@ VALID = "version: 1\nbase: Swin-B\nsearch:\n  br: [off, on]\n"
         ("search: {depth3: [" + "9" * 5000 + "]}", "not a valid YAML document: "),
         ("\0\0\0", "not a valid YAML document: unacceptable character"),
         ("#" * (1 << 20) + "\n" + VALID, "larger than 1 MiB; is this the right file?"),
-        (VALID + "proxy: &self\n  unit: *self\n", "proxy.unit: {'unit': {'unit': {'unit': {...}}}}: input should be a valid integer"),
+        (VALID + "proxy: &self\n  unit: *self\n", "proxy.unit: {'unit': {'unit': {'unit': {...}}}}: input should be a valid integer"),  # noqa: E501
     ],
     ids=lambda value: value[:24],
 )  # fmt: skip

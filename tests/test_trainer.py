@@ -161,7 +161,11 @@ def test_accuracy_is_the_share_of_correct_evaluation_images(split: Split) -> Non
     labels[:90] = 2
     images = split.eval_images[:1].expand(num, -1, -1, -1)
     outcome = train(
-        AlwaysTwo(), Recipe(epochs=1, batch_size=16), Split(split.train_images, split.train_labels, images, labels), seed=0, device=CPU
+        AlwaysTwo(),
+        Recipe(epochs=1, batch_size=16),
+        Split(split.train_images, split.train_labels, images, labels),
+        seed=0,
+        device=CPU,
     )
     assert outcome.accuracy == pytest.approx(0.3)
 
@@ -249,7 +253,9 @@ def test_malicious_checkpoint_is_refused_and_its_code_is_not_run(
         b"PK\x03\x04 cut off",
         pytest.param(
             b"",
-            marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="torch's error is empty: it has no first line"),
+            marks=pytest.mark.xfail(
+                strict=True, raises=IndexError, reason="torch's error is empty: it has no first line"
+            ),
         ),
     ],
     ids=["text", "zip", "empty"],
@@ -402,9 +408,7 @@ def test_batch_that_cannot_be_cut_into_equal_parts_is_refused(arch: Arch, split:
 @pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="no evaluation images: the accuracy divides by 0")
 def test_training_without_evaluation_images_is_refused(arch: Arch, split: Split) -> None:
     with pytest.raises(RecipeError):
-        train_swin(
-            arch, replace(split, eval_images=split.eval_images[:0], eval_labels=split.eval_labels[:0])
-        )
+        train_swin(arch, replace(split, eval_images=split.eval_images[:0], eval_labels=split.eval_labels[:0]))
 
 
 # -- augmentation -----------------------------------------------------------------------------------------------------
