@@ -150,7 +150,8 @@ class Arch:
     def id(self) -> str:
         """`a1-` and 12 hex digits over the canonical form.
 
-        Only values that differ from the defaults enter the hash: a field added later leaves the ids of today alone.
+        Only values that differ from the defaults enter the hash: a field added later leaves the ids of today alone, and a
+        default never changes.
         """
         canonical = self.canonical()
         differing = {

@@ -109,14 +109,14 @@ def test_windows_agree_within_the_stable_spread_only(share: float, is_stable: bo
 
 
 def test_figures_are_those_of_the_known_samples() -> None:
-    pattern = [SLOW_MS * factor for factor in (1.0, 1.2, 1.4, 3.0)]
-    assert len(pattern) == WINDOW_RUNS
-    device = FakeDevice(lambda run: pattern[(run - WARM_UP_RUNS) % WINDOW_RUNS])
+    known = [SLOW_MS * factor for slowest in (2.0, 3.0, 4.0) for factor in (1.0, 1.2, 1.4, slowest)]
+    assert len(known) == STABLE_WINDOWS * WINDOW_RUNS
+    device = FakeDevice(lambda run: known[run - WARM_UP_RUNS] if run >= WARM_UP_RUNS else SLOW_MS)
     samples = sample(device.run, device.clock)
     assert samples.latency_ms == pytest.approx(SLOW_MS * 1.3)
     assert samples.min_ms == pytest.approx(SLOW_MS)
-    assert samples.p95_ms == pytest.approx(np.percentile(pattern * STABLE_WINDOWS, 95))
-    assert samples.cv == pytest.approx(np.std(pattern) / np.mean(pattern))
+    assert samples.p95_ms == pytest.approx(SLOW_MS * 3.45)
+    assert samples.cv == pytest.approx(np.std(known) / np.mean(known))
     assert samples.window_medians_ms == pytest.approx([SLOW_MS * 1.3] * STABLE_WINDOWS)
 
 

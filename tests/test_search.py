@@ -356,3 +356,28 @@ def test_base_outside_the_space_is_measured_but_no_trial(
     assert fast_measurement[0] == space.base.id
     assert space.base.id not in {candidate.arch.id for candidate in store.candidates(record)}
     assert store.latency(space.base.id, plan.target.id) is not None
+
+
+def test_second_search_of_one_study_at_a_time_is_refused(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    refusals: list[str] = []
+
+    def intrude(progress: Progress) -> None:
+        if progress.kind == "trial" and not refusals:
+            with pytest.raises(StoreError, match="is being searched by another process") as refusal:
+                search.run(space, Evaluator(plan), store, trials=3)
+            refusals.append(str(refusal.value))
+
+    search.run(space, Evaluator(plan), store, trials=3, on_progress=intrude)
+    assert len(refusals) == 1
+    assert len(store.candidates(store.study())) == 3
+
+
+def test_optuna_study_of_another_program_is_left_alone(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    optuna.create_study(study_name="theirs", storage=store.url, direction="minimize")
+    with pytest.raises(StoreError, match="'theirs' is another program's Optuna study"):
+        search.run(space, Evaluator(plan), store, trials=2, study="theirs")
+    assert store.studies() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -117,17 +118,18 @@ def test_global_random_state_is_the_callers_again(ends_by: str, arch: Arch, spli
     def interrupt(epoch: Epoch) -> None:
         raise KeyboardInterrupt
 
+    module = model.build(arch, drop_path=RECIPE.drop_path)
     torch.manual_seed(123)
     before = torch.get_rng_state()
     match ends_by:
         case "return":
-            train_swin(arch, split)
+            train(module, RECIPE, split, seed=0, device=CPU)
         case "interrupt":
             with pytest.raises(KeyboardInterrupt):
-                train_swin(arch, split, on_epoch=interrupt)
+                train(module, RECIPE, split, seed=0, device=CPU, on_epoch=interrupt)
         case _:
             with pytest.raises(TrainError):
-                train_swin(arch, split, RECIPE.model_copy(update={"lr": 1e30}))
+                train(module, RECIPE.model_copy(update={"lr": 1e30}), split, seed=0, device=CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -242,7 +244,8 @@ def test_malicious_checkpoint_is_refused_and_its_code_is_not_run(
     with pytest.raises(RecipeError, match=r"checkpoint\.pt: not a checkpoint that can be read safely"):
         train_swin(arch, split, checkpoint=Checkpoint(path, "key"))
     assert not made.exists()
-    torch.load(path, weights_only=False)
+    with contextlib.suppress(RuntimeError):
+        torch.load(path, weights_only=False)
     assert made.exists(), "the file was harmless: this test shows nothing"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,8 @@ class _Boundary(TyperGroup):
     """Turns what the library raises into one readable message and an exit code; a traceback only with `--debug`."""
 
     def invoke(self, ctx: Any) -> Any:
-        signal.signal(signal.SIGTERM, _interrupt)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().invoke(ctx)
         except UserError as error:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
@@ -125,8 +128,10 @@ def run(
     plan = evaluator.plan
     record = check_run(space, plan, store, trials=trials, sampler=sampler, study=study)
     evaluator.prepare(space.base)
-    store.add_study(record, space.base, plan.target, plan.recipe.model_dump())
-    _Search(space, evaluator, store, record, min(trials, space.architectures), sampler, on_progress).run()
+    with _alone(store, record.name):
+        _require_not_foreign(store, record.name)
+        store.add_study(record, space.base, plan.target, plan.recipe.model_dump())
+        _Search(space, evaluator, store, record, min(trials, space.architectures), sampler, on_progress).run()
     return record
 
 
@@ -142,13 +147,46 @@ def require_same_identity(store: Store, record: StudyRecord) -> None:
 
 
 def delete(store: Store, name: str) -> None:
-    """Forgets a study in Optuna's tables and ours; its facts stay. Raises StoreError when there is none."""
+    """Forgets a study in Optuna's tables and ours; its facts stay.
+
+    Raises StoreError when there is none, or while another process searches it.
+    """
     store.study(name)
-    with _quiet_optuna():
+    with _alone(store, name), _quiet_optuna():
         storage = _storage(store)
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
-    store.delete_study(name)
+        store.delete_study(name)
+
+
+@contextmanager
+def _alone(store: Store, name: str) -> Iterator[None]:
+    """Holds the study against other processes of this machine; raises StoreError while one has it.
+
+    A second search would take the first one's trial in work for a stale one. The lock goes with the process.
+    """
+    database = str(Path(store.url.removeprefix("sqlite:///")).resolve())
+    path = Path(tempfile.gettempdir()) / f"swinexplore-{digest('study', {'database': database, 'study': name})}.lock"
+    lock = FileLock(path, mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(f"study: {name!r} is being searched by another process; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_not_foreign(store: Store, name: str) -> None:
+    """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
+    if name in [study.name for study in store.studies()]:
+        return
+    with _quiet_optuna():
+        if name in optuna.get_all_study_names(_storage(store)):
+            raise StoreError(
+                f"study: {name!r} is another program's Optuna study in this database; give another --study"
+            )
 
 
 class _Search:

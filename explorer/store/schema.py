@@ -115,5 +115,6 @@ fronts = sa.Table(
     sa.Column("reference_ms", sa.Float, nullable=False),
 )
 
-#: One function a version, in order; a database is brought forward by those it has not seen.
+#: One function a version, in order; a database is brought forward by those it has not seen. Once a version is released its
+#: function is frozen: the first then keeps these tables as they are today, and changes are functions of their own.
 MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (lambda connection: metadata.create_all(connection),)

@@ -14,14 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-#: Rises whenever the same seed would draw other images; part of the data's fingerprint.
-VERSION: Final = 1
 SLOW_WAVES: Final = (2, 3, 4, 5)
 FAST_WAVES: Final = (0, 7, 9, 11)
 NUM_CLASSES: Final = len(SLOW_WAVES) * len(FAST_WAVES)
 NATIVE_SIZE: Final = 64
-NUM_TRAIN: Final = 14_000
-NUM_TEST: Final = 2_000
 _CHUNK: Final = 1_000
 
 

@@ -183,7 +183,8 @@ def _load_torchvision(name: str) -> Callable[[DataInfo, torch.device], Source]:
     return load_set
 
 
-#: name: classes, channels, training images, test images, version of the content, loader.
+#: name: classes, channels, training images, test images, version of the content, loader. The version is part of the data's
+#: fingerprint: it rises whenever the set would hold other images (`contours.draw` draws others, say).
 SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[DataInfo, Any], Source]]]] = (
     MappingProxyType(
         {

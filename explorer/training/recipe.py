@@ -49,7 +49,7 @@ class Recipe(Document):
 
     @cached_property
     def id(self) -> str:
-        """`r1-` and 12 hex digits over all fields that differ from the defaults."""
+        """`r1-` and 12 hex digits over all fields that differ from the defaults, which therefore never change."""
         return digest("r1", self.model_dump(exclude_defaults=True))
 
 

@@ -25,6 +25,7 @@ from explorer.records import Latency, Precision, Target
 TOLERANCES: dict[str, float] = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 2e-1}
 #: Shifted windows with LayerNorm, and large windows with BatchNorm.
 NAMES = ("Swin-E16x2.2.2.2-R56-P1-N10", "Swin-Free-E16x1.2.1.1-BR-R56-P1-C1-N10")
+SMALL = parse_name("Swin-E16x1.2.1.1-W2.2.2.1-R16-P2-N10")
 needs_gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU on this machine"),
@@ -92,9 +93,9 @@ def test_runner_computes_the_logits_of_the_module(
 
 
 @every_combination
-def test_runner_takes_its_input_from_the_seed(tiny: Arch, backend: str, kind: str, precision: str) -> None:
-    target = target_for(tiny, backend, kind, precision)
-    deployed = deployed_for(tiny, target)
+def test_runner_takes_its_input_from_the_seed(backend: str, kind: str, precision: str) -> None:
+    target = target_for(SMALL, backend, kind, precision)
+    deployed = deployed_for(SMALL, target)
     logits = []
     for seed in (1, 1, 2):
         runner = opened(deployed, target, seed)
@@ -106,9 +107,9 @@ def test_runner_takes_its_input_from_the_seed(tiny: Arch, backend: str, kind: st
 
 
 @every_combination
-def test_module_that_is_measured_stays_as_it_was(tiny: Arch, backend: str, kind: str, precision: str) -> None:
-    target = target_for(tiny, backend, kind, precision)
-    deployed = deployed_for(tiny, target)
+def test_module_that_is_measured_stays_as_it_was(backend: str, kind: str, precision: str) -> None:
+    target = target_for(SMALL, backend, kind, precision)
+    deployed = deployed_for(SMALL, target)
     before = {name: value.clone() for name, value in deployed.module.state_dict().items()}
     runner = opened(deployed, target, seed=0)
     runner.run()
@@ -124,11 +125,11 @@ def test_module_that_is_measured_stays_as_it_was(tiny: Arch, backend: str, kind:
 
 @every_combination
 def test_measured_latency_is_consistent_and_says_what_it_was_measured_on(
-    tiny: Arch, backend: str, kind: str, precision: str
+    backend: str, kind: str, precision: str
 ) -> None:
-    target = target_for(tiny, backend, kind, precision, batch=2)
-    measured = latency.measure(deployed_for(tiny, target), target, prepare_s=7.0)
-    assert (measured.arch_id, measured.target_id) == (tiny.id, target.id)
+    target = target_for(SMALL, backend, kind, precision, batch=2)
+    measured = latency.measure(deployed_for(SMALL, target), target, prepare_s=7.0)
+    assert (measured.arch_id, measured.target_id) == (SMALL.id, target.id)
     assert 0 < measured.min_ms <= measured.latency_ms <= measured.p95_ms
     assert measured.cv >= 0
     assert STABLE_WINDOWS <= len(measured.window_medians_ms) <= MAX_WINDOWS
@@ -153,13 +154,13 @@ def test_target_counts_the_threads_and_the_graph_version_where_there_is_a_graph(
     assert (target.threads, target.driver) == (environment.cpu_threads(), "")
 
 
-def test_graph_that_cannot_be_loaded_is_a_build_error_and_frees_the_device(tiny: Arch) -> None:
-    target = target_for(tiny, "onnxruntime", "cpu", "fp32")
-    sound = deployed_for(tiny, target)
+def test_graph_that_cannot_be_loaded_is_a_build_error_and_frees_the_device() -> None:
+    target = target_for(SMALL, "onnxruntime", "cpu", "fp32")
+    sound = deployed_for(SMALL, target)
     with pytest.raises(BuildError, match="ONNX Runtime does not load the graph") as caught:
         latency.measure(replace(sound, onnx_bytes=b"no graph"), target)
     assert caught.value.kind == "build"
-    assert tiny.name in str(caught.value)
+    assert SMALL.name in str(caught.value)
     assert isinstance(latency.measure(sound, target), Latency)
 
 
