@@ -11,8 +11,8 @@ from explorer.space import Space
 from explorer.store import Store
 
 #: Multiply-adds per second assumed where nothing has been timed: inference and training, a CPU thread and a GPU.
-#: The CPU figures are of the order of a server core of 2020 (measured: 30e9 and 3e9), the GPU's of a desktop card.
-_RATES: Final = {"cpu": (30e9, 3e9), "cuda": (3e12, 2e11)}
+#: Of the order of one thread of a server CPU and of a desktop GPU; the GPU's figures are a guess.
+_RATES: Final = {"cpu": (30e9, 6e9), "cuda": (3e12, 2e11)}
 #: Building, exporting, checking and loading a network: seconds, and seconds per parameter.
 _PREPARE_S: Final = (0.5, 7e-8)
 #: Inferences of one measurement, warm-up included, and the least seconds that it takes.

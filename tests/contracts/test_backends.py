@@ -43,8 +43,9 @@ every_combination = pytest.mark.parametrize(("backend", "kind", "precision"), CO
 
 @pytest.fixture(autouse=True)
 def own_lock_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other processes of this machine neither wait for these tests nor make them wait."""
+    """Other processes of this machine neither wait for these tests nor make them wait, locked or busy."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(latency, "PAUSE_S", 0.0, raising=False)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
