@@ -6,6 +6,7 @@ wrong types are errors of the form `FILE: FIELD.PATH: VALUE problem; allowed: ..
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -58,6 +59,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1 takes 1e-3 for a string, for the want of a point.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def read(path: Path, schema: type[SchemaT], error: type[UserError]) -> SchemaT:
     """Reads and checks the document at `path`. Raises `error` with file, field path, value and what is allowed."""
     try:
@@ -95,6 +102,8 @@ def _describe(detail: ErrorDetails, schema: type[BaseModel]) -> str:
             return f"{place}: unknown key; allowed: {', '.join(_keys_at(schema, location[:-1]))}"
         case "missing":
             return f"{place}: is missing; it is required"
+        case "value_error" if not location:
+            return str(detail["msg"]).removeprefix("Value error, ")
         case "value_error":
             return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
         case "model_type" | "model_attributes_type":

@@ -286,15 +286,6 @@ def test_tensorrt_builds_the_fp16_graph_with_every_attention_fused(name: str, ba
     assert num_fused(build_plan(deployed.onnx_bytes)) == sum(arch.depths)
 
 
-@pytest.mark.xfail(strict=True, reason="TensorRT-RTX 1.7 does not fuse the graph's attention of a single head")
-def test_tensorrt_fuses_attention_of_a_single_head() -> None:
-    module, arch = random_module("Swin-Free-E32x1.1.1.1-R56-P1-N10")
-    assert arch.num_heads[0] == 1
-    deployed = deploy(module, arch, precision="fp16")
-    assert deployed.onnx_bytes is not None
-    assert num_fused(build_plan(deployed.onnx_bytes)) == sum(arch.depths)
-
-
 def test_tensorrt_leaves_fp32_attention_unfused() -> None:
     """So that the count above tells something."""
     module, arch = random_module("Swin-Free-E32x1.1.1.1-H2.4.8.16-R56-P1-N10")

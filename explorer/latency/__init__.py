@@ -91,6 +91,7 @@ def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed:
     """
     from explorer.latency.base import sample
 
+    assert (deployed.batch, deployed.precision) == (target.batch, target.precision)
     start = time.perf_counter()
     with environment.exclusive(target.device_kind):
         runner = _open(deployed, target, seed)

@@ -23,9 +23,12 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Swin:
 
     `drop_path`: stochastic depth rate of the last block (0..1).
     """
+    import torch
+
     from explorer.model.swin import Swin, init_weights
 
-    module = Swin(arch.canonical(), drop_path)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
+        module = Swin(arch.canonical(), drop_path)
     init_weights(module, seed)
     return module
 

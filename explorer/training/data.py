@@ -40,35 +40,41 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded data set at one image size on one device; `held_out` indexes the training images kept from training."""
+    """A loaded data set at one image size on one device.
+
+    Sets come sorted by class, so parts of them are taken in one order that is shuffled once for all. `num_held_out`: how
+    many training images, the first of that order, drive a search and are not trained on there.
+    """
 
     info: DataInfo
     source: Source
-    held_out: Tensor
+    num_held_out: int
 
     def for_search(self, train_images: int | None, eval_images: int | None) -> Split:
         """Training images without the held-out part, evaluated on that part; at most the given numbers of each."""
-        import torch
-
-        keep = torch.ones(len(self.source.train_labels), dtype=torch.bool)
-        keep[self.held_out] = False
-        train = keep.nonzero().squeeze(1)[:train_images].to(self.source.train_labels.device)
-        held_out = self.held_out[:eval_images].to(self.source.train_labels.device)
-        return Split(
-            self.source.train_images[train],
-            self.source.train_labels[train],
-            self.source.train_images[held_out],
-            self.source.train_labels[held_out],
-        )
+        images, labels = self.source.train_images, self.source.train_labels
+        order = _shuffled(labels)
+        train, held_out = order[self.num_held_out :][:train_images], order[: self.num_held_out][:eval_images]
+        return Split(*_part(images, labels, train), *_part(images, labels, held_out))
 
     def for_training(self, train_images: int | None, eval_images: int | None) -> Split:
         """All training images, evaluated on the test part; at most the given numbers of each."""
-        return Split(
-            self.source.train_images[:train_images],
-            self.source.train_labels[:train_images],
-            self.source.test_images[:eval_images],
-            self.source.test_labels[:eval_images],
-        )
+        source = self.source
+        train = _part(source.train_images, source.train_labels, _shuffled(source.train_labels)[:train_images])
+        test = _part(source.test_images, source.test_labels, _shuffled(source.test_labels)[:eval_images])
+        return Split(*train, *test)
+
+
+def _shuffled(labels: Tensor) -> Tensor:
+    """Indices of all images in one random order, the same at every call."""
+    import torch
+
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(labels.device)
+
+
+def _part(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels at `indices`; all of them as they lie, so that a set larger than memory is not copied."""
+    return (images, labels) if len(indices) == len(labels) else (images[indices], labels[indices])
 
 
 def describe(spec: str, root: Path) -> DataInfo:
@@ -97,7 +103,6 @@ def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device
 
     Grey images are repeated where three channels are wanted. Raises DataError for what is missing, truncated or unreadable.
     """
-    import torch
 
     if channels != info.channels and not (info.channels == 1 and channels == 3):
         raise DataError(
@@ -110,6 +115,11 @@ def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device
         source = load_idx(info)
     else:
         source = load_tree(info, image_size)
+    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
+        if len(images) != len(labels) or not len(labels):
+            raise DataError(
+                f"data {info.spec}: {len(images)} images but {len(labels)} labels; every image needs one label"
+            )
     source = Source(
         _fitted(source.train_images, image_size, channels, device),
         source.train_labels.to(device),
@@ -117,8 +127,7 @@ def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device
         source.test_labels.to(device),
     )
     num_train = len(source.train_labels)
-    order = torch.randperm(num_train, generator=torch.Generator().manual_seed(0))
-    return Data(info, source, order[: min(HELD_OUT_MOST, max(1, int(num_train * HELD_OUT_SHARE)))])
+    return Data(info, source, min(HELD_OUT_MOST, max(1, int(num_train * HELD_OUT_SHARE))))
 
 
 def resting_device(info: DataInfo, *, image_size: int, channels: int, device: torch.device) -> torch.device:
@@ -167,17 +176,18 @@ def _load_torchvision(name: str) -> Callable[[DataInfo, torch.device], Source]:
 
         def part(train: bool) -> tuple[Tensor, Tensor]:
             try:
+                info.root.mkdir(parents=True, exist_ok=True)
                 loaded = getattr(datasets, name)(str(info.root), train=train, download=True)
-            except (OSError, RuntimeError, ValueError, EOFError) as error:
+            except Exception as error:  # noqa: BLE001 - torchvision raises whatever a broken file or download leads to
                 raise DataError(
-                    f"data {info.spec}: not found in {info.root} and not to be downloaded ({error}); put torchvision's "
-                    f"{name} there, or choose another --data (`contours` needs no download)"
+                    f"data {info.spec}: not to be read from {info.root} and not to be downloaded "
+                    f"({type(error).__name__}: {error}); put torchvision's {name} there, or choose another --data "
+                    "(`contours` needs no download)"
                 ) from None
             pixels = torch.as_tensor(np.asarray(loaded.data))
             images = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
             return images.contiguous(), torch.as_tensor(loaded.targets, dtype=torch.int64)
 
-        info.root.mkdir(parents=True, exist_ok=True)
         return Source(*part(True), *part(False))
 
     return load_set

@@ -6,10 +6,14 @@ is a DataError that names it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import itertools
+import math
 import os
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +73,9 @@ def describe_idx(folder: Path, root: Path) -> DataInfo:
     for name in IDX_FILES:
         sha.update((folder / name).read_bytes())
     train_labels, test_labels = _read_idx(folder / IDX_FILES[1], 1), _read_idx(folder / IDX_FILES[3], 1)
-    if not len(train_labels) or not len(test_labels):
-        raise DataError(f"data {folder}: holds no images")
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    if num_classes < 2:
+        raise DataError(f"data {folder}: {IDX_FILES[1]}: holds one class only; at least two are expected")
     absent = sorted(set(range(num_classes)) - set(train_labels.tolist()))
     if absent:
         raise DataError(f"data {folder}: {IDX_FILES[1]}: no training image of class {absent[0]}; every class needs one")
@@ -106,16 +110,18 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data: {path}: not a readable gzip file: {error}") from None
     header = 4 + 4 * ndim
     if len(content) < header or content[:4] != bytes([0, 0, 8, ndim]):
         raise DataError(f"data: {path}: not an idx file of {ndim} dimensions of unsigned bytes")
     dims = struct.unpack(f">{ndim}I", content[4:header])
-    if len(content) - header != int(np.prod(dims)):
+    if len(content) - header != math.prod(dims):
         raise DataError(
             f"data: {path}: {len(content) - header} bytes for {'x'.join(map(str, dims))} values; truncated?"
         )
+    if 0 in dims:
+        raise DataError(f"data: {path}: {'x'.join(map(str, dims))} values; it holds no images")
     return np.frombuffer(content, np.uint8, offset=header).reshape(dims).copy()
 
 
@@ -150,14 +156,28 @@ def _scan(folder: Path) -> _Tree:
         )
     train = _images_below(train_folder, classes)
     if train_folder == folder or test_folder is None:
-        parts = [
-            [pair for index, pair in enumerate(train) if (index % 10 == 9) is is_test] for is_test in (False, True)
-        ]
-        return _Tree(classes, *parts)
+        return _Tree(classes, *_cut(folder, train))
     unknown = sorted({entry.name for entry in test_folder.iterdir() if entry.is_dir()} - set(classes))
     if unknown:
         raise DataError(f"data {test_folder}: class {unknown[0]!r} is not in {train_folder}; both must hold the same")
     return _Tree(classes, train, _images_below(test_folder, classes))
+
+
+def _cut(folder: Path, images: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Every tenth image of a class, and at least the last of each, becomes the test part."""
+    train: list[tuple[Path, int]] = []
+    test: list[tuple[Path, int]] = []
+    for label, pairs in itertools.groupby(images, key=lambda pair: pair[1]):
+        of_class = list(pairs)
+        if len(of_class) < 2:
+            raise DataError(
+                f"data {of_class[0][0].parent}: one image only; a class without a test part of its own needs two "
+                f"(class {label} of {folder})"
+            )
+        taken = of_class[9::10] or of_class[-1:]
+        test += taken
+        train += [pair for pair in of_class if pair not in taken]
+    return train, test
 
 
 def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
@@ -180,13 +200,30 @@ def load_tree(info: DataInfo, image_size: int) -> Source:
     parts: list[Tensor] = []
     for part, pairs in (("train", tree.train), ("test", tree.test)):
         cache = info.root / "trees" / f"{info.id}-{image_size}-{part}.npy"
-        if not cache.exists():
-            _decode([file for file, _ in pairs], image_size, cache)
+        files = [file for file, _ in pairs]
         parts += [
-            torch.from_numpy(np.load(cache, mmap_mode="c")),
+            torch.from_numpy(_cached(cache, files, image_size)),
             torch.tensor([label for _, label in pairs], dtype=torch.int64),
         ]
     return Source(*parts)
+
+
+def _cached(cache: Path, files: list[Path], image_size: int) -> np.ndarray:
+    """The decoded images, from the cache where it is whole; a broken one is made anew."""
+
+    def opened() -> np.ndarray:
+        array: np.ndarray = np.load(cache, mmap_mode="c")
+        return array
+
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return opened()
+    try:
+        _decode(files, image_size, cache)
+        return opened()
+    except OSError as error:
+        raise DataError(
+            f"data: the cache {cache} cannot be written: {error.strerror}; give another --data-root"
+        ) from None
 
 
 def _decode(files: list[Path], image_size: int, cache: Path) -> None:

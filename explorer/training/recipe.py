@@ -6,13 +6,12 @@ training are the same loop with two recipes.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from explorer.arch import Arch
 from explorer.document import Document, Version, check, read
@@ -47,7 +46,15 @@ class Recipe(Document):
     eval_images: PositiveInt | None = None
     precision: Literal["mixed", "fp32"] = "mixed"
 
-    @cached_property
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: {self.min_lr} is more than lr {self.lr}; use at most that")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
+
+    @property
     def id(self) -> str:
         """`r1-` and 12 hex digits over all fields that differ from the defaults, which therefore never change."""
         return digest("r1", self.model_dump(exclude_defaults=True))

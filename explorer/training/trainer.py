@@ -64,8 +64,8 @@ def train(
         raise RecipeError(
             f"recipe.batch_size: {recipe.batch_size} is more than the {len(split.train_labels)} training images; use fewer"
         )
-    if recipe.batch_size % recipe.accumulate:
-        raise RecipeError(f"recipe.accumulate: {recipe.accumulate} does not divide batch_size {recipe.batch_size}")
+    if not len(split.eval_labels):
+        raise RecipeError("recipe: there is no image to evaluate on; give the data a held-out or a test part")
     with _random_state_kept(device):
         try:
             return _Loop(module.to(device), recipe, split, seed, device).run(on_epoch, checkpoint)
@@ -197,10 +197,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file leads to
-        raise RecipeError(f"{path}: not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{path}: not a checkpoint that can be read safely: {_first_line(error)}") from None
     if not isinstance(state, dict) or "module" not in state:
         raise RecipeError(f"{path}: not a checkpoint of swinexplore")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
