@@ -23,6 +23,8 @@ from explorer.space import presets_like
 if TYPE_CHECKING:
     from rich.table import Table
 
+#: Points of the front that a picture names.
+MAX_NAMED: Final = 20
 PLOT_SUFFIXES: Final = (".png", ".html")
 #: Columns of the CSV and of the wide tables, in order.
 COLUMNS: Final = (
@@ -220,26 +222,22 @@ def _plot_png(found: Findings, path: Path) -> None:
     from matplotlib.figure import Figure
 
     others, front = _plotted(found)
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.scatter(*_points(others), s=28, color="#b8bec9", label="evaluated")
     axes.plot(*_points(front), "-o", drawstyle="steps-post", color="#0b6bcb", label="front")
     base = found.references[0]
-    if base["accuracy"] is not None:
+    if base["accuracy"] is not None and base["latency_ms"] is not None:
         axes.scatter(*_points([base]), marker="*", s=170, color="#d9480f", zorder=3, label=f"base: {base['name']}")
-    for row in front:
-        axes.annotate(
-            row["name"],
-            (row["latency_ms"], 100 * row["accuracy"]),
-            xytext=(6, -11),
-            textcoords="offset points",
-            fontsize=7,
-        )
+    for number, row in enumerate(front[:MAX_NAMED], 1):
+        place = (row["latency_ms"], 100 * row["accuracy"])
+        axes.annotate(str(number), place, xytext=(-11, 5), textcoords="offset points", fontsize=9)
+        axes.plot([], [], " ", label=f"{number}: {row['name']}")
     axes.set(xlabel="latency (ms)", ylabel="proxy accuracy (%)")
     axes.set_title(f"{found.study}\n{found.target}", fontsize=9, loc="left")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower left", ncols=2, fontsize=7, frameon=False)
     figure.savefig(path, dpi=120)
 
 
