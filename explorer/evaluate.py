@@ -1,7 +1,7 @@
 """Architecture -> candidate: look facts up, else measure and train, latency first.
 
 What is in the store is never done again. A candidate over the latency limit is not trained. Measuring and training follow
-one another in one process and hold their device, so that nothing of ours runs beside a measurement.
+one another in one process and hold their device, so that nothing of ours trains beside a measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from explorer.errors import TrialError
 from explorer.latency import environment
 from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, Target
 from explorer.store import ScoreKey, Store, latency_key
-from explorer.training.data import Data, load
+from explorer.training.data import Split, load, resting_device
 from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe
 
@@ -57,8 +57,8 @@ class Plan:
         return {
             "proxy": asdict(self.scale),
             "target": asdict(self.target),
-            "recipe": self.recipe.model_dump(),
-            "data": {"spec": self.data.spec, "id": self.data.id},
+            "recipe": self.recipe.model_dump(exclude_defaults=True),
+            "data": self.data.id,
         }
 
 
@@ -67,6 +67,7 @@ class Evaluator:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._loaded: Split | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -76,8 +77,13 @@ class Evaluator:
         return torch.device(self.plan.train_device)
 
     def prepare(self, arch: Arch) -> None:
-        """Loads the data at the size of `arch`'s proxy, which all of a space share. Raises DataError."""
-        self._data(self.plan.proxy(arch))
+        """Loads the data at the size of `arch`'s proxy, which all of a space share.
+
+        Raises DataError, and RecipeError where the recipe does not fit the data.
+        """
+        from explorer.training.trainer import require_fit
+
+        require_fit(self.plan.recipe, self._split(self.plan.proxy(arch)))
 
     def evaluate(
         self,
@@ -100,10 +106,13 @@ class Evaluator:
             score, is_known = self.score(arch, store, on_step, on_epoch)
         except _KnownFailure as known:
             return replace(candidate, outcome="failed", failure=known.failure, reused=candidate.reused + 1)
-        except TrialError as error:
+        except (TrialError, RuntimeError, MemoryError) as error:
+            kind = _kind_of(error)
+            if kind == "crash" and "cuda" in (self.plan.target.device_kind, self.plan.train_device):
+                raise  # a CUDA context may be broken for all that follow
             is_score = candidate.latency is not None
             key = str(self.plan.score_key(arch)) if is_score else latency_key(arch.id, self.plan.target.id)
-            failure = Failure(arch.id, key, cast(FailureKind, error.kind), str(error), _now())
+            failure = Failure(arch.id, key, kind, str(error) or type(error).__name__, _now())
             store.add_failure(arch, failure)
             return replace(candidate, outcome="failed", failure=failure)
         return replace(candidate, outcome="complete", score=score, reused=candidate.reused + int(is_known))
@@ -135,7 +144,7 @@ class Evaluator:
         from explorer.training.trainer import train
 
         proxy = plan.proxy(arch)
-        split = self._data(proxy).for_search(plan.recipe.train_images, plan.recipe.eval_images)
+        split = self._split(proxy)
         module = model.build(proxy, seed=plan.seed, drop_path=plan.recipe.drop_path)
         with environment.exclusive(plan.train_device):
             outcome = train(module, plan.recipe, split, seed=plan.seed, device=self.device, on_epoch=on_epoch)
@@ -147,11 +156,13 @@ class Evaluator:
         store.add_score(proxy, plan.recipe.model_dump(), score)
         return score, False
 
-    def _data(self, proxy: Arch) -> Data:
-        if not hasattr(self, "_loaded"):
-            self._loaded = load(
-                self.plan.data, image_size=proxy.image_size, channels=proxy.channels, device=self.device
-            )
+    def _split(self, proxy: Arch) -> Split:
+        """The images that all proxies of a space are trained and evaluated on; loaded once."""
+        if self._loaded is None:
+            info, recipe = self.plan.data, self.plan.recipe
+            sizes = {"image_size": proxy.image_size, "channels": proxy.channels}
+            data = load(info, **sizes, device=resting_device(info, **sizes, device=self.device))
+            self._loaded = data.for_search(recipe.train_images, recipe.eval_images)
         return self._loaded
 
 
@@ -159,6 +170,14 @@ def _raise_known_failure(store: Store, key: str) -> None:
     failure = store.failure(key)
     if failure is not None:
         raise _KnownFailure(failure)
+
+
+def _kind_of(error: Exception) -> FailureKind:
+    """The class of a failure; `crash` for what no one foresaw."""
+    if isinstance(error, TrialError):
+        return cast(FailureKind, error.kind)
+    ran_out = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+    return "out_of_memory" if ran_out else "crash"
 
 
 class _KnownFailure(Exception):

@@ -19,7 +19,7 @@ DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 #: What went wrong with one architecture; each would go wrong the same way again.
-FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory"]
+FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "crash"]
 
 
 def digest(prefix: str, content: dict[str, Any]) -> str:

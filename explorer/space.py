@@ -273,11 +273,12 @@ def _from_file(path: Path, file: _SpaceFile, base: Arch) -> Space:
         base=base,
         windows=windows,
         shifts=shifts,
-        br=_distinct(path, "search.br", file.search.br or [base.br]),
-        depth3=_distinct(path, "search.depth3", file.search.depth3 or [base.depth3]),
+        br=tuple(sorted(_distinct(path, "search.br", file.search.br or [base.br]))),
+        depth3=tuple(sorted(_distinct(path, "search.depth3", file.search.depth3 or [base.depth3]))),
         proxy_scale=_proxy_scale(path, file.proxy, windows, base),
         seeds=tuple(_seed(path, index, name, base) for index, name in enumerate(file.seeds)),
     )
+    _require_proxies(path, space)
     for index, seed in enumerate(space.seeds):
         if space.point(seed) is None:
             raise SpaceError(
@@ -319,11 +320,31 @@ def _proxy_scale(path: Path, proxy: _Proxy, windows: tuple[tuple[int, ...], ...]
     return scale
 
 
+def _require_proxies(path: Path, space: Space) -> None:
+    """Every choice of every stage must have a proxy, not the base's alone."""
+    base = replace(space.base, depths=tuple(max(2, depth) for depth in space.base.depths))
+    for stage, choices in enumerate(map(itertools.product, space.windows, space.shifts)):
+        for window, shift in choices:
+            windows, shifts = list(base.windows), list(base.shifts)
+            windows[stage], shifts[stage] = window, shift
+            arch = replace(base, windows=tuple(windows), shifts=tuple(shifts))
+            try:
+                arch.proxy(space.proxy_scale, channels=1, num_classes=2)
+            except (ArchError, SpaceError) as error:
+                raise SpaceError(f"{path}: search.windows.stage{stage + 1}: {window}: {error}") from None
+
+
 def _seed(path: Path, index: int, name: str, base: Arch) -> Arch:
     try:
-        return parse_name(name, **_sizes(base))
+        own, seed = parse_name(name), parse_name(name, **_sizes(base))
     except ArchError as error:
         raise SpaceError(f"{path}: seeds[{index}]: {error}") from None
+    for field, value in _sizes(base).items():
+        if getattr(own, field) not in (value, getattr(Arch, field)):
+            raise SpaceError(
+                f"{path}: seeds[{index}]: {name}: {field} is the base's, {value}; leave it out of the name"
+            )
+    return seed
 
 
 def _spell(window: int, shift: bool) -> str:

@@ -98,6 +98,7 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["search", "--space", "demo.yaml", "--study", ""], r"study: '' is no name"),
         (["search", "--space", "demo.yaml", "--log-file", "no/such/log"], r"--log-file: no/such/log"),
         (["pareto"], r"no such database; run `swinexplore search` first"),
+        (["pareto", "--max-latency", "0"], r"--max-latency: 0\.0 is not a number of milliseconds above 0"),
         (["pareto", "--format", "xml"], r"'xml' is not known; allowed: table, csv, json, md"),
         (["pareto", "--plot", "front.gif"], r"ends in '\.gif'; allowed: \.png, \.html"),
         (["pareto", "--plot", "no/front.png"], r"no: no such folder"),
@@ -365,6 +366,22 @@ def test_trained_run_resumes_and_its_weights_go_into_the_model(folder: Path) -> 
     refused = run("export", TINY, "--to", "other", "--checkpoint", "run/checkpoint.pt")
     assert refused.exit_code == 2
     assert "weights of another architecture" in refused.stderr
+
+
+def test_weights_of_a_network_that_differs_in_its_shift_alone_are_refused(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    name = "Swin-E16x2.2.2.2-W2.2.2.2-R32-P2-C1-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    assert run("train", "run/run.yaml").exit_code == 0
+    refused = run("export", name + "-S0000", "--to", "other", "--checkpoint", "run/checkpoint.pt")
+    assert refused.exit_code == 2
+    assert "weights of another architecture" in refused.stderr
+    refused = run("export", "run/run.yaml", "--to", "other", "--recipe", "quick")
+    assert refused.exit_code == 2
+    assert "--recipe cannot be given with a run file" in refused.stderr
+    refused = run("train", "run/run.yaml", "--to", "recipe.yaml")
+    assert refused.exit_code == 2
+    assert "--to: recipe.yaml: cannot be made" in refused.stderr
 
 
 def test_preset_exports_without_a_study(folder: Path) -> None:

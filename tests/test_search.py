@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from explorer import evaluate, latency, search
-from explorer.errors import DataError, MeasureError, ParityError, StoreError, UserError
+from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan
 from explorer.records import Candidate, Latency
 from explorer.search import Progress
@@ -381,3 +381,59 @@ def test_optuna_study_of_another_program_is_left_alone(
     with pytest.raises(StoreError, match="'theirs' is another program's Optuna study"):
         search.run(space, Evaluator(plan), store, trials=2, study="theirs")
     assert store.studies() == []
+
+
+def test_order_of_choices_in_the_file_is_not_part_of_a_study(
+    space: Space, plan: Plan, store: Store, tmp_path: Path, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=2, study="mine")
+    (tmp_path / "other.yaml").write_text(SPACE.replace("[off, on]", "[on, off]").replace("[1, 2]", "[2, 1]"))
+    other = Space.load(tmp_path / "other.yaml")
+    search.run(other, Evaluator(plan), store, trials=4, study="mine")
+    assert len(store.candidates(store.study("mine"))) == 4
+
+
+def test_batch_larger_than_the_data_is_refused_before_anything_is_written(
+    space: Space, plan: Plan, store: Store
+) -> None:
+    large = replace(plan, recipe=RECIPE.model_copy(update={"batch_size": 65}))
+    with pytest.raises(RecipeError, match="batch_size: 65 is more than the 64 training images; use at most 64"):
+        search.run(space, Evaluator(large), store, trials=2)
+    assert store.studies() == []
+
+
+def test_killed_between_our_tables_and_optunas_the_trial_is_completed(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=2)
+    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 1")
+        connection.execute("DELETE FROM trial_values WHERE trial_id = 2")
+    connection.close()
+    search.run(space, Evaluator(plan), store, trials=2)
+    trial = optuna_trials(store, record.name)[1]
+    candidate = store.candidates(record)[1]
+    assert trial.state.name == "COMPLETE"
+    assert trial.values == [candidate.accuracy, candidate.latency_ms]
+
+
+def test_memory_that_runs_out_fails_the_architecture_not_the_study(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = evaluate.measure_arch
+
+    def failing(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
+        if arch.br:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return measured(arch, target, seed=seed)
+
+    monkeypatch.setattr(evaluate, "measure_arch", failing)
+    record = search.run(space, Evaluator(plan), store, trials=space.architectures)
+    kinds = {c.arch.br: c.failure.kind if c.failure else None for c in store.candidates(record)}
+    assert kinds == {False: None, True: "out_of_memory"}
+
+
+def test_failure_before_anything_worked_is_told_bad_values(space: Space) -> None:
+    proposer = Proposer(space, "tpe", 0, [Candidate(space.base, "failed")], None)
+    accuracy, latency_ms = proposer.mirror.trials[0].values
+    assert (accuracy, latency_ms > 1000) == (0.0, True)

@@ -506,3 +506,16 @@ def test_yaml_bomb_is_refused_at_once(tmp_path: Path) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     assert "explorer.errors.SpaceError" in finished.stderr
     assert len(finished.stderr) < 10_000
+
+
+def test_choice_without_a_proxy_is_refused_though_the_base_has_one(tmp_path: Path) -> None:
+    search = {"windows": {"stage1": [7, 14]}, "shifts": {"stage1": [False, True]}}
+    file = {"version": 1, "base": "Swin-Free-B", "search": search, "proxy": {"unit": 1}}
+    message = error_of(write(tmp_path, file))
+    assert "search.windows.stage1: 7: proxy.unit: 1" in message
+    assert "cannot shift" in message
+
+
+def test_size_of_a_seed_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "Swin-B", "search": {"br": [False, True]}, "seeds": ["Swin-B-BR-R448"]}
+    assert "seeds[0]: Swin-B-BR-R448: image_size is the base's, 224" in error_of(write(tmp_path, file))

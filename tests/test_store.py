@@ -39,7 +39,6 @@ def test_facts_read_back_as_they_were_written(store: Store) -> None:
     assert store.score(key) == SCORE
     assert store.failure(failure.key) == failure
     assert store.target(TARGET.id) == TARGET
-    assert store.recipe_fields("r1-x") == {"epochs": 3}
     assert store.arch(ARCH.id) == ARCH
 
 
@@ -233,3 +232,23 @@ def test_architecture_row_has_the_names_that_stay(store: Store) -> None:
     assert {key: row[key] for key in fields} == fields
     assert {"windows", "shifts", "depths", "params_deployed", "flops"} <= set(row)
     assert Arch.from_dict(json.loads(row["fields"])) == ARCH
+
+
+def test_reading_a_database_of_optuna_alone_changes_nothing(tmp_path: Path) -> None:
+    import optuna
+
+    file = tmp_path / "theirs.db"
+    optuna.create_study(study_name="theirs", storage=f"sqlite:///{file}")
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match="holds studies of Optuna, none of swinexplore"):
+        Store.open(str(file))
+    assert not exists(str(file))
+    assert file.read_bytes() == before
+    Store.open(str(file), create=True).close()
+    assert exists(str(file))
+
+
+def test_password_of_a_refused_url_is_not_shown() -> None:
+    with pytest.raises(StoreError) as refusal:
+        storage_url("postgresql://me:secret@host:abc/db")
+    assert "secret" not in str(refusal.value)

@@ -35,12 +35,12 @@ class _Boundary(TyperGroup):
             self._tell(ctx, error, str(error), 2)
         except ExplorerError as error:
             self._tell(ctx, error, f"internal error: {type(error).__name__}: {error}", 1)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             console.error("interrupted; everything finished is kept, the same command goes on")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             sys.stderr.close()
-            raise typer.Exit(0) from None
+            raise typer.Exit(1) from None
 
     def _tell(self, ctx: Any, error: Exception, message: str, code: int) -> None:
         if ctx.params.get("debug"):
@@ -83,8 +83,15 @@ def main(
     """Options for all commands."""
     console.configure(quiet=quiet)
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("explorer").setLevel(level)
+    shown = logging.StreamHandler()
+    shown.setLevel(level)  # a --log-file may want more
+    shown.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    library = logging.getLogger("explorer")
+    for handler in library.handlers:
+        handler.close()
+    library.handlers[:] = [shown]
+    library.propagate = False
+    library.setLevel(level)
 
 
 app.command(epilog="Example: swinexplore search --space swinfree.yaml --trials 200 --max-latency 2.0")(search)

@@ -138,12 +138,14 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write run.yaml and model.onnx into.")],
     precision: options.PrecisionOption = "fp32",
     batch: options.Batch = 1,
-    recipe: Annotated[str, typer.Option("--recipe", help="Recipe of the run: a name or a .yaml file.")] = "imagenet",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe of the run: a name or a .yaml file; default: imagenet.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data of the run, as for search.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="FILE", help="Trained weights for model.onnx, from `train`.")
     ] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of weights and training.")] = None,
     study: options.Study = None,
     storage: options.Storage = DEFAULT_STORAGE,
 ) -> None:
@@ -154,14 +156,18 @@ def export(
     arch = options.arch_of(name, storage)
     if name.endswith((".yaml", ".yml")):
         run = load_run(Path(name))
+        given = {"--recipe": recipe, "--data": data, "--seed": seed, "--study": study}
+        if any(value is not None for value in given.values()):
+            said = ", ".join(option for option, value in given.items() if value is not None)
+            raise RecipeError(f"{name}: {said} cannot be given with a run file; change the run file")
     else:
         run = RunFile(
             version=1,
             name=arch.name,
             arch=arch.to_dict(),
-            recipe=load_recipe(recipe),
+            recipe=load_recipe(recipe or "imagenet"),
             data=data,
-            seed=seed,
+            seed=seed or 0,
             origin=_origin(arch.id, study, storage),
         )
     module = model.build(arch, seed=run.seed)
@@ -221,8 +227,11 @@ def _load_weights(module: Any, checkpoint: Path) -> None:
 
     if not checkpoint.is_file():
         raise RecipeError(f"--checkpoint: {checkpoint}: no such file")
+    state = read_checkpoint(checkpoint)
+    if str(state.get("key")).partition("/")[0] != module.arch.id:  # a shift has no weights that would tell
+        raise RecipeError(f"--checkpoint: {checkpoint}: the weights of another architecture than {module.arch.name}")
     try:
-        module.load_state_dict(read_checkpoint(checkpoint)["module"])
+        module.load_state_dict(state["module"])
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise RecipeError(f"--checkpoint: {checkpoint}: the weights of another architecture: {first}") from None
@@ -237,15 +246,16 @@ def train(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="For checkpoints; default: beside the run file.")
     ] = None,
-    device: options.Device = "auto",
+    device: Annotated[str, typer.Option("--device", help="Where to train: auto, cpu or cuda.")] = "auto",
     data_root: options.DataRoot = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an epoch.")] = False,
 ) -> None:
     """Train an exported architecture; started again, it goes on from the last epoch."""
     from explorer import latency, model
+    from explorer.latency.environment import exclusive
     from explorer.training.data import describe, load, resting_device
     from explorer.training.recipe import load_run
-    from explorer.training.trainer import Checkpoint
+    from explorer.training.trainer import Checkpoint, require_fit
     from explorer.training.trainer import train as train_module
 
     run = load_run(run_file)
@@ -266,24 +276,30 @@ def train(
     sizes = {"image_size": arch.image_size, "channels": arch.channels}
     loaded = load(info, **sizes, device=resting_device(info, **sizes, device=torch.device(kind)))
     folder = to or run_file.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    split = loaded.for_training(recipe.train_images, recipe.eval_images)
+    require_fit(recipe, split)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to: {folder}: cannot be made: {error.strerror}") from None
     kept = Checkpoint(folder / "checkpoint.pt", "/".join((arch.id, recipe.id, info.id, str(run.seed))))
     if kept.path.exists():
         console.note(f"going on from {kept.path}")
     console.note(
         f"training {arch.name} on {spec} ({info.num_train:,} images) on {kind}, {recipe.epochs} epochs, into {kept.path}"
     )
-    outcome = train_module(
-        model.build(arch, seed=run.seed, drop_path=recipe.drop_path),
-        recipe,
-        loaded.for_training(recipe.train_images, recipe.eval_images),
-        seed=run.seed,
-        device=torch.device(kind),
-        on_epoch=lambda epoch: (
-            console.json_line(asdict(epoch)) if as_json else console.document(_epoch_line(epoch, recipe.epochs))
-        ),
-        checkpoint=kept,
-    )
+    with exclusive(kind):
+        outcome = train_module(
+            model.build(arch, seed=run.seed, drop_path=recipe.drop_path),
+            recipe,
+            split,
+            seed=run.seed,
+            device=torch.device(kind),
+            on_epoch=lambda epoch: (
+                console.json_line(asdict(epoch)) if as_json else console.document(_epoch_line(epoch, recipe.epochs))
+            ),
+            checkpoint=kept,
+        )
     summary = {
         "accuracy": outcome.accuracy,
         "epochs": recipe.epochs,

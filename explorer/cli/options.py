@@ -17,7 +17,7 @@ Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database
 Study = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Study; default: the latest.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="Where latency is measured: auto, cpu or cuda.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")]
 DataRoot = Annotated[
@@ -31,6 +31,12 @@ def precision_of(text: str) -> Precision:
     if text not in ("fp32", "fp16", "bf16"):
         raise BackendMissing(f"precision: {text!r} is not allowed; allowed: fp32, fp16, bf16")
     return cast(Precision, text)
+
+
+def check_max_latency(max_latency_ms: float | None) -> None:
+    """Raises UserError for what is no latency."""
+    if max_latency_ms is not None and not 0 < max_latency_ms < float("inf"):
+        raise UserError(f"--max-latency: {max_latency_ms} is not a number of milliseconds above 0")
 
 
 def data_root(given: Path | None) -> Path:

@@ -24,14 +24,25 @@ Show = Callable[["Progress"], None]
 def shown(*, as_json: bool) -> Iterator[Show]:
     """What to hand every `Progress` to while a search runs."""
     if as_json:
-        yield _json_line
+        yield _logged(_json_line)
     elif console.is_quiet():
-        yield lambda progress: None
+        yield _logged(lambda progress: None)
     elif sys.stderr.isatty():
         with _live() as show:
-            yield show
+            yield _logged(show)
     else:
-        yield _plain_line
+        yield _logged(_plain_line)
+
+
+def _logged(show: Show) -> Show:
+    """Shows, and logs the plain line for `--log-file`."""
+
+    def show_and_log(progress: Progress) -> None:
+        show(progress)
+        if line := _line(progress):
+            logger.info(line)
+
+    return show_and_log
 
 
 def duration(seconds: float | None) -> str:
@@ -101,7 +112,6 @@ def _line(progress: Progress) -> str:
             line = f"{count} done: study {progress.study}" + (f"; {progress.message}" if progress.message else "")
         case _:
             return ""
-    logger.info(line)
     return line
 
 

@@ -62,8 +62,7 @@ def search(
     from explorer.training.data import describe
     from explorer.training.recipe import load_recipe
 
-    if max_latency is not None and not 0 < max_latency < float("inf"):
-        raise UserError(f"--max-latency: {max_latency} is not a number of milliseconds above 0")
+    options.check_max_latency(max_latency)
     loaded = Space.load(space, image_size=image_size)
     proxy_recipe = load_recipe(recipe, epochs=epochs)
     info = describe(data, options.data_root(data_root))
@@ -176,6 +175,7 @@ def pareto(
     from explorer.store import Store
 
     output = "json" if as_json else output
+    options.check_max_latency(max_latency)
     if output not in ("table", "csv", "json", "md"):
         raise UserError(f"--format: {output!r} is not known; allowed: table, csv, json, md")
     if plot is not None:
@@ -317,5 +317,4 @@ def _log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     library = logging.getLogger("explorer")
     library.addHandler(handler)
-    if library.level == 0 or library.level > logging.INFO:
-        library.setLevel(logging.INFO)
+    library.setLevel(min(library.level or logging.INFO, logging.INFO))

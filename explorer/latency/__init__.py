@@ -7,6 +7,7 @@ when a runner is opened, not before.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
@@ -92,19 +93,20 @@ def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed:
     from explorer.latency.base import sample
 
     assert (deployed.batch, deployed.precision) == (target.batch, target.precision)
-    start = time.perf_counter()
     with environment.exclusive(target.device_kind):
+        start = time.perf_counter()
         runner = _open(deployed, target, seed)
         opened = time.perf_counter()
         host = environment.describe_host()
-        attempts: list[tuple[float, Samples]] = []
+        attempts: list[_Attempt] = []
         try:
-            while len(attempts) < MAX_ATTEMPTS and not any(foreign <= MAX_FOREIGN_CPUS for foreign, _ in attempts):
+            while len(attempts) < MAX_ATTEMPTS and not any(attempt.is_quiet for attempt in attempts):
                 time.sleep(PAUSE_S * len(attempts))
-                attempts.append(_undisturbed(target, lambda: sample(runner.run)))
+                attempts.append(_attempt(target, lambda: sample(runner.run)))
         finally:
             runner.close()
-    foreign, samples = min(attempts, key=lambda attempt: attempt[0])
+    best = min(attempts, key=lambda attempt: attempt.foreign_cpus or 0.0)
+    samples = best.samples
     return Latency(
         arch_id=deployed.arch.id,
         target_id=target.id,
@@ -114,20 +116,33 @@ def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed:
         cv=samples.cv,
         num_samples=samples.num_samples,
         window_medians_ms=samples.window_medians_ms,
-        is_stable=samples.is_stable and foreign <= MAX_FOREIGN_CPUS,
+        is_stable=samples.is_stable and best.is_quiet,
         prepare_s=prepare_s + opened - start,
-        measure_s=time.perf_counter() - opened,
-        environment={**host, "foreign_cpus": round(foreign, 3), "attempts": len(attempts)},
+        measure_s=sum(attempt.seconds for attempt in attempts),
+        environment={**host, "foreign_cpus": best.foreign_cpus, "attempts": len(attempts)},
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _undisturbed(target: Target, measure_once: Callable[[], Samples]) -> tuple[float, Samples]:
-    """How many CPUs other processes kept busy meanwhile (0 on a GPU, and where the system does not tell), and samples."""
+@dataclass(frozen=True)
+class _Attempt:
+    """Samples, seconds they took, and how many CPUs other processes kept busy meanwhile (None on a GPU, or not told)."""
+
+    samples: Samples
+    seconds: float
+    foreign_cpus: float | None
+
+    @property
+    def is_quiet(self) -> bool:
+        return self.foreign_cpus is None or self.foreign_cpus <= MAX_FOREIGN_CPUS
+
+
+def _attempt(target: Target, measure_once: Callable[[], Samples]) -> _Attempt:
     start, busy = time.perf_counter(), environment.busy_seconds()
     samples = measure_once()
-    foreign = environment.foreign_cpus(busy, environment.busy_seconds(), time.perf_counter() - start)
-    return (foreign or 0.0) if target.device_kind == "cpu" else 0.0, samples
+    seconds = time.perf_counter() - start
+    foreign = environment.foreign_cpus(busy, environment.busy_seconds(), seconds) if target.threads else None
+    return _Attempt(samples, seconds, None if foreign is None else round(foreign, 3))
 
 
 def needs_graph(target: Target) -> bool:

@@ -33,8 +33,6 @@ class TorchRunner:
     def run(self) -> None:
         """One inference; on a GPU it waits for the device."""
         self._forward()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def logits(self) -> np.ndarray:
         """(batch, classes) in fp32."""
@@ -50,9 +48,13 @@ class TorchRunner:
     def _forward(self) -> torch.Tensor:
         try:
             logits = self.module(self.image)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
         except torch.OutOfMemoryError as error:
             raise MeasureError(f"out of memory: {error}", "out_of_memory") from error
         except RuntimeError as error:
+            if self.device.type == "cuda":
+                raise  # may have broken the CUDA context: not this network's failure alone
             raise MeasureError(f"torch failed while running: {error}") from error
         assert isinstance(logits, torch.Tensor)
         return logits

@@ -54,7 +54,7 @@ def deploy(module: Swin, arch: Arch, *, batch: int = 1, precision: Precision = "
     module.eval()
     try:
         onnx_bytes = write_onnx(module, batch=batch, precision=precision)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
         raise ExportError(f"{arch.name}: the graph could not be written: {error}") from error
     difference = _difference(module, onnx_bytes, batch=batch, seed=seed)
     if not difference <= TOLERANCES[precision]:

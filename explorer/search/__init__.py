@@ -7,6 +7,7 @@ takes its architecture up first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
@@ -214,7 +215,6 @@ class _Search:
         self.keep_front()
         self.report("start")
         try:
-            unfinished = self.trials.close_stale(set(self.candidates))
             self.proposer = Proposer(
                 self.space,
                 self.sampler,
@@ -222,6 +222,7 @@ class _Search:
                 [c for c in self.candidates.values() if not self.is_open(c)],
                 self.evaluator.plan.max_latency_ms,
             )
+            unfinished = self.trials.close_stale(self.candidates, self.told)
             if self.space.point(self.space.base) is None:
                 self.measure_base()
             for arch in self.first(unfinished):
@@ -268,12 +269,16 @@ class _Search:
             self.store.add_member(self.record.name, candidate, self.evaluator.plan.score_key(arch))
             self.candidates[arch.id] = candidate
             self.proposer.learn(candidate)
-            constraints = told_constraints(candidate, self.evaluator.plan.max_latency_ms)
-            finish(self.proposer.told_values(candidate), constraints)
+            finish(*self.told(candidate))
         if candidate.reused < 2:
             self.seconds.append(time.perf_counter() - start)
         self.keep_front()
         self.report("trial", arch=arch, candidate=candidate)
+
+    def told(self, candidate: Candidate) -> tuple[tuple[float, float], dict[str, float]]:
+        """Values and constraints of a candidate's trial."""
+        limit = self.evaluator.plan.max_latency_ms
+        return self.proposer.told_values(candidate), told_constraints(candidate, limit)
 
     def keep_front(self) -> None:
         """Stores the front where it has changed."""
@@ -293,7 +298,7 @@ class _Search:
     def report(self, kind: ProgressKind, **details: Any) -> None:
         complete = self.complete()
         left = self.num_asked - len(self.candidates)
-        seconds_left = left * sum(self.seconds) / len(self.seconds) if self.seconds else None
+        seconds_left = max(0, left) * sum(self.seconds) / len(self.seconds) if self.seconds else None
         progress = Progress(
             kind="start",
             study=self.record.name,
@@ -305,6 +310,10 @@ class _Search:
             seconds_left=seconds_left,
         )
         self.on_progress(replace(progress, kind=kind, **details))
+
+
+#: Values and constraints of a trial.
+Told = tuple[tuple[float, float], dict[str, float]]
 
 
 class _Trials:
@@ -325,15 +334,19 @@ class _Trials:
                 self.study.set_metric_names(METRIC_NAMES)
         self.study_id = self.storage.get_study_id_from_name(name)
 
-    def close_stale(self, members: set[str]) -> list[Arch]:
-        """Fails the trials that a killed search left running; architectures in work then and not evaluated since."""
+    def close_stale(self, members: dict[str, Candidate], told: Callable[[Candidate], Told]) -> list[Arch]:
+        """Closes the trials that a killed search left running: complete where the study holds the candidate already,
+        failed otherwise. Returns the architectures in work then and not evaluated since.
+        """
         unfinished: dict[str, Arch] = {}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
-            if trial.state == TrialState.RUNNING:
-                self.study.tell(trial.number, state=TrialState.FAIL)
             arch = self.space.arch(trial.params)
             if arch.id not in members:
                 unfinished[arch.id] = arch
+            if trial.state == TrialState.RUNNING and arch.id in members:
+                self._finish(trial._trial_id, *told(members[arch.id]))
+            elif trial.state == TrialState.RUNNING:
+                self.study.tell(trial.number, state=TrialState.FAIL)
         return list(unfinished.values())
 
     @contextmanager
@@ -347,18 +360,19 @@ class _Trials:
         )
         trial_id = self.storage.create_new_trial(self.study_id, template_trial=template)
 
-        def finish(values: tuple[float, float], constraints: dict[str, float]) -> None:
-            if any(value > 0 for value in constraints.values()):
-                trial = optuna.Trial(self.study, trial_id)
-                for name, value in constraints.items():
-                    trial.set_constraint(name, value)
-            self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
-
         try:
-            yield finish
+            yield lambda values, constraints: self._finish(trial_id, values, constraints)
         except BaseException:
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            with contextlib.suppress(UpdateFinishedTrialError):  # interrupted just after it was finished
+                self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
             raise
+
+    def _finish(self, trial_id: int, values: tuple[float, float], constraints: dict[str, float]) -> None:
+        if any(value > 0 for value in constraints.values()):
+            trial = optuna.Trial(self.study, trial_id)
+            for name, value in constraints.items():
+                trial.set_constraint(name, value)
+        self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
 
 
 def _storage(store: Store) -> RDBStorage:

@@ -40,6 +40,6 @@ def estimate(space: Space, plan: Plan, store: Store | None, num_new: int) -> Est
         latency_s = _PREPARE_S[0] + _PREPARE_S[1] * counts.params_deployed + max(_MEASURE_LEAST_S, runs_s)
     if train_s is None:
         images = min(plan.recipe.train_images or plan.data.num_train, plan.data.num_train)
-        rate = _RATES[plan.train_device][1] * max(1, plan.target.threads)
+        rate = _RATES[plan.train_device][1] * (max(1, plan.target.threads) if plan.train_device == "cpu" else 1)
         train_s = 3 * complexity_of(plan.proxy(space.base)).flops * images * plan.recipe.epochs / rate
     return Estimate(latency_s, train_s, num_new * (latency_s + train_s), basis)

@@ -31,6 +31,8 @@ SAMPLERS: Final = ("tpe", "nsgaii", "random")
 MAX_KNOWN_ANSWERS: Final = 50
 #: Random points tried before the unseen ones are listed.
 RANDOM_TRIES: Final = 200
+#: Told as the latency of a failure while nothing has been measured.
+UNMEASURED_MS: Final = 1e4
 DIRECTIONS: Final = ("maximize", "minimize")
 
 
@@ -80,7 +82,7 @@ class Proposer:
         self.distributions = distributions(space)
         self.known: dict[str, Candidate] = {}
         self.num_unseen = space.architectures
-        self.worst = (1.0, 0.0)
+        self.worst: tuple[float | None, float | None] = (None, None)
         # A sampler seeded alike after every restart would repeat its first proposals.
         seed = (seed * 1_000_003 + len(history)) % 2**32
         self.random = random.Random(seed)
@@ -95,9 +97,9 @@ class Proposer:
         if arch.id not in self.known and point is not None:
             self.num_unseen -= 1
         self.known[arch.id] = candidate
-        accuracy = self.worst[0] if candidate.accuracy is None else min(self.worst[0], candidate.accuracy)
-        latency_ms = self.worst[1] if candidate.latency_ms is None else max(self.worst[1], candidate.latency_ms)
-        self.worst = accuracy, latency_ms
+        accuracies = [a for a in (self.worst[0], candidate.accuracy) if a is not None]
+        latencies = [ms for ms in (self.worst[1], candidate.latency_ms) if ms is not None]
+        self.worst = min(accuracies, default=None), max(latencies, default=None)
         if arch.id in self.open:
             self._answer(self.open.pop(arch.id), candidate)
         elif point is not None:
@@ -132,7 +134,7 @@ class Proposer:
         """(accuracy, latency in ms) that a sampler is told; the worst so far stands in for what a candidate lacks."""
         accuracy = self.worst[0] if candidate.accuracy is None else candidate.accuracy
         latency_ms = self.worst[1] if candidate.latency_ms is None else candidate.latency_ms
-        return accuracy, latency_ms
+        return 0.0 if accuracy is None else accuracy, UNMEASURED_MS if latency_ms is None else latency_ms
 
     def _answer(self, trial: optuna.Trial, candidate: Candidate) -> None:
         for name, value in told_constraints(candidate, self.max_latency_ms).items():

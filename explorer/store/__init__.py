@@ -61,17 +61,34 @@ def storage_url(storage: str) -> str:
     url = storage if "://" in storage else f"sqlite:///{storage}"
     try:
         parsed = make_url(url)
-    except sa.exc.ArgumentError:
-        raise StoreError(f"storage: {storage!r} is no database URL; allowed: sqlite:///FILE or a file's path") from None
+    except (sa.exc.ArgumentError, ValueError):
+        raise StoreError(
+            f"storage: {storage.rpartition('@')[2]!r} is no database URL; allowed: sqlite:///FILE or a file's path"
+        ) from None
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise StoreError(f"storage: {storage!r} is not supported; allowed: sqlite:///FILE or a file's path")
+        raise StoreError(
+            f"storage: {storage.rpartition('@')[2]!r} is not supported; allowed: sqlite:///FILE or a file's path"
+        )
     return url
 
 
 def exists(storage: str) -> bool:
-    """Whether there is a file at `storage` with something in it. Raises StoreError for what is no storage."""
-    path = Path(make_url(storage_url(storage)).database or "")
-    return path.exists() and (path.is_dir() or path.stat().st_size > 0)
+    """Whether `Store.open` would find anything to read at `storage`: not where only Optuna's tables are.
+
+    Raises StoreError for what is no storage.
+    """
+    url = storage_url(storage)
+    path = Path(make_url(url).database or "")
+    if not path.is_file():
+        return path.exists()
+    engine = sa.create_engine(url)
+    try:
+        tables = set(sa.inspect(engine).get_table_names())
+    except sa.exc.DBAPIError:
+        return True
+    finally:
+        engine.dispose()
+    return bool(tables) and ("explorer_version" in tables or "version_info" not in tables)
 
 
 class Store:
@@ -106,7 +123,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store._write_ahead()
             else:
-                store._require_ours(path)
+                store._require_ours(path, create=create)
             store._migrate(path)
         except OSError as error:
             raise StoreError(f"storage: {path}: cannot be made: {error.strerror}") from None
@@ -220,13 +237,6 @@ class Store:
             **self._rows(sa.select(schema.targets).where(schema.targets.c.target_id == target_id))[0]["fields"]
         )
 
-    def recipe_fields(self, recipe_id: str) -> dict[str, Any]:
-        """The fields of a recipe by its id; they are there for every score and study."""
-        fields: dict[str, Any] = self._rows(sa.select(schema.recipes).where(schema.recipes.c.recipe_id == recipe_id))[
-            0
-        ]["fields"]
-        return fields
-
     def add_member(self, study: str, candidate: Candidate, key: ScoreKey) -> None:
         """Notes that a study holds an evaluated candidate; `key` says which score is its own.
 
@@ -279,16 +289,18 @@ class Store:
                 Arch.from_dict(row["fields"]),
                 row["outcome"],
                 latencies.get(row["arch_id"]),
-                scores.get((row["proxy_id"], row["epochs"], row["seed"])),
+                scores.get((row["proxy_id"], row["epochs"], row["seed"])) if row["outcome"] == "complete" else None,
                 failures.get(row["failure_key"]),
             )
             for row in members
         ]
 
     def add_front(self, front: FrontRecord) -> None:
-        """Keeps the front of a study after so many architectures; what is there already stays."""
+        """Keeps the front of a study after so many architectures; the last one at that number counts."""
+        values = {**asdict(front), "arch_ids": list(front.arch_ids)}
+        insert = insert_or_leave(schema.fronts).values(**values)
         with self._transaction() as connection:
-            _leave_or_add(connection, schema.fronts, **{**asdict(front), "arch_ids": list(front.arch_ids)})
+            connection.execute(insert.on_conflict_do_update(index_elements=["study", "num_trials"], set_=values))
 
     def fronts(self, study: str) -> list[FrontRecord]:
         """The history of a study's front, one record for every change."""
@@ -309,9 +321,12 @@ class Store:
         with self._guarded(), self._engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
-    def _require_ours(self, path: Path) -> None:
+    def _require_ours(self, path: Path, *, create: bool) -> None:
+        """Our tables, or with `create` Optuna's alone."""
         with self._guarded():
             tables = set(sa.inspect(self._engine).get_table_names())
+        if not create and tables and "explorer_version" not in tables and "version_info" in tables:
+            raise StoreError(f"storage: {path}: holds studies of Optuna, none of swinexplore; give another --storage")
         if tables and "explorer_version" not in tables and "version_info" not in tables:
             raise StoreError(
                 f"storage: {path}: another program's database (it holds {', '.join(sorted(tables)[:3])}); nothing was written"

@@ -174,9 +174,9 @@ def _cut(folder: Path, images: list[tuple[Path, int]]) -> tuple[list[tuple[Path,
                 f"data {of_class[0][0].parent}: one image only; a class without a test part of its own needs two "
                 f"(class {label} of {folder})"
             )
-        taken = of_class[9::10] or of_class[-1:]
-        test += taken
-        train += [pair for pair in of_class if pair not in taken]
+        tested = set(range(9, len(of_class), 10)) or {len(of_class) - 1}
+        for index, pair in enumerate(of_class):
+            (test if index in tested else train).append(pair)
     return train, test
 
 

@@ -55,17 +55,12 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
-    """Trains `module` in place for the recipe's epochs; same arguments on one machine, same accuracy.
+    """Trains `module` in place for the recipe's epochs; same arguments on one CPU, same accuracy (a GPU adds in any order).
 
     With a `checkpoint` the state is kept after every epoch and resumed from. Raises TrainError when the loss is no longer
     finite or memory runs out, RecipeError when the kept state belongs to another training.
     """
-    if len(split.train_labels) < recipe.batch_size:
-        raise RecipeError(
-            f"recipe.batch_size: {recipe.batch_size} is more than the {len(split.train_labels)} training images; use fewer"
-        )
-    if not len(split.eval_labels):
-        raise RecipeError("recipe: there is no image to evaluate on; give the data a held-out or a test part")
+    require_fit(recipe, split)
     with _random_state_kept(device):
         try:
             return _Loop(module.to(device), recipe, split, seed, device).run(on_epoch, checkpoint)
@@ -73,6 +68,17 @@ def train(
             raise TrainError(
                 f"out of memory on {device} at batch {recipe.batch_size}: {error}", "out_of_memory"
             ) from error
+
+
+def require_fit(recipe: Recipe, split: Split) -> None:
+    """Raises RecipeError where there are fewer images than one step needs, or none to evaluate on."""
+    num_images = len(split.train_labels)
+    if num_images < recipe.batch_size:
+        raise RecipeError(
+            f"recipe.batch_size: {recipe.batch_size} is more than the {num_images} training images; use at most {num_images}"
+        )
+    if not len(split.eval_labels):
+        raise RecipeError("recipe: there is no image to evaluate on; give the data a held-out or a test part")
 
 
 class _Loop:
@@ -158,7 +164,11 @@ class _Loop:
             group["lr"] = lr
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.device.type == "cuda" and self.recipe.precision == "mixed" and torch.cuda.is_bf16_supported():
+        if (
+            self.device.type == "cuda"
+            and self.recipe.precision == "mixed"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
