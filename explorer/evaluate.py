@@ -17,8 +17,8 @@ from explorer import latency, model
 from explorer.arch import Arch, ProxyScale
 from explorer.errors import TrialError
 from explorer.latency import environment
-from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, Target
-from explorer.store import ScoreKey, Store, latency_key
+from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, ScoreKey, Target, latency_key
+from explorer.store import Store
 from explorer.training.data import Split, load, resting_device
 from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe

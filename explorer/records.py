@@ -114,6 +114,25 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ScoreKey:
+    """What a score is keyed by; `arch_id` is the proxy's."""
+
+    arch_id: str
+    recipe_id: str
+    data_id: str
+    epochs: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"score:{self.arch_id}/{self.recipe_id}/{self.data_id}/{self.epochs}/{self.seed}"
+
+
+def latency_key(arch_id: str, target_id: str) -> str:
+    """The key under which a missing latency's failure is kept."""
+    return f"latency:{arch_id}/{target_id}"
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why an architecture has no latency or no score. `key` names the fact that is missing (target or score key)."""
 

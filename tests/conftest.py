@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def fashion_mnist() -> Path:
+    missing = f"{FASHION_MNIST} is not there: apt-get install dataset-fashion-mnist"
+    if not FASHION_MNIST.is_dir() and os.environ.get("CI"):
+        pytest.fail(missing)
     if not FASHION_MNIST.is_dir():
-        pytest.skip(f"{FASHION_MNIST} is not there: apt-get install dataset-fashion-mnist")
+        pytest.skip(missing)
     return FASHION_MNIST

@@ -12,8 +12,19 @@ import pytest
 
 from explorer.arch import PRESETS, Arch
 from explorer.errors import StoreError
-from explorer.records import Candidate, Epoch, Failure, FrontRecord, Latency, Score, StudyRecord, Target
-from explorer.store import ScoreKey, Store, exists, latency_key, storage_url
+from explorer.records import (
+    Candidate,
+    Epoch,
+    Failure,
+    FrontRecord,
+    Latency,
+    Score,
+    ScoreKey,
+    StudyRecord,
+    Target,
+    latency_key,
+)
+from explorer.store import Store, exists, storage_url
 
 TARGET = Target("onnxruntime", "1.0", "fp32", 1, 224, "cpu", "A processor", "", 2, 1)
 ARCH = PRESETS["Swin-T"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,31 +29,13 @@ from explorer.records import (
     FrontRecord,
     Latency,
     Score,
+    ScoreKey,
     StudyRecord,
     Target,
 )
 from explorer.store import schema
 
 BUSY_TIMEOUT_S: Final = 30
-
-
-@dataclass(frozen=True)
-class ScoreKey:
-    """What a score is keyed by; `arch_id` is the proxy's."""
-
-    arch_id: str
-    recipe_id: str
-    data_id: str
-    epochs: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"score:{self.arch_id}/{self.recipe_id}/{self.data_id}/{self.epochs}/{self.seed}"
-
-
-def latency_key(arch_id: str, target_id: str) -> str:
-    """The key under which a missing latency's failure is kept."""
-    return f"latency:{arch_id}/{target_id}"
 
 
 def storage_url(storage: str) -> str:
