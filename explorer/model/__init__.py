@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from explorer.model.swin import Swin
 
 #: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
-GRAPH_VERSION: Final = 1
+GRAPH_VERSION: Final = 2
 
 
 def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Swin:
@@ -33,7 +33,7 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Swin:
     return module
 
 
-def deploy(module: Swin, arch: Arch, *, batch: int = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
+def deploy(module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
     """See `explorer.model.deployment.deploy`."""
     from explorer.model.deployment import deploy as deploy_module
 

@@ -1,7 +1,9 @@
 """From a training module to what is deployed: the ONNX graph, checked against the module it came from.
 
 The check runs the graph in ONNX Runtime on random input. An fp32 graph that disagrees is our bug (ParityError); a
-reduced-precision one is a property of that architecture (MismatchError).
+reduced-precision one is a property of that architecture (MismatchError). ONNX Runtime has no bf16 kernels, so a bf16
+graph is checked twice through its fp32 twin, which has the same nodes: as it is, which must agree as an fp32 graph does,
+and with every tensor rounded to bf16, which is what bf16 kernels with fp32 sums compute.
 """
 
 from __future__ import annotations
@@ -10,67 +12,89 @@ import copy
 from dataclasses import dataclass
 from typing import Final
 
+import ml_dtypes
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from explorer.arch import Arch
-from explorer.errors import BackendMissing, BuildError, ExportError, MismatchError, ParityError
-from explorer.model.onnx_graph import GRAPH_PRECISIONS, write_onnx
+from explorer.errors import BuildError, ExportError, MismatchError, ParityError
+from explorer.model.onnx_graph import write_onnx
 from explorer.model.swin import Swin
 from explorer.records import Precision
 
-#: Largest difference of a logit, in standard deviations of all logits. fp32: rounding of re-ordered sums. fp16: 11 bits
-#: of mantissa over some hundred layers.
-TOLERANCES: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 5e-2}
+#: Largest difference of a logit, in standard deviations of all logits. fp32: rounding of re-ordered sums. fp16 and bf16:
+#: 11 and 8 bits of mantissa over some hundred layers.
+TOLERANCES: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 0.4}
+#: Images of the check where any number may come: two batches, so that no size is left in the graph.
+_DYNAMIC_BATCHES: Final = (1, 3)
+#: Operators that move values and round none.
+_MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Pad")
+#: Nodes of Swin V2's cosines that a half-precision graph computes between two casts.
+_KEPT_FP32: Final = tuple(f".attn.cosine.{inner}" for inner in ("query.length", "query.least", "query.scale", "key.length", "key.least"))
 
 
 @dataclass(frozen=True)
 class Deployed:
     """A network as it is deployed: the module in eval mode, and its ONNX graph where a backend needs one.
 
-    `difference`: largest difference of a logit between graph and module, in standard deviations of the logits; None where
-    there is no graph.
+    `batch`: images, None where the graph takes any number. `difference`: largest difference of a logit between graph and
+    module, in standard deviations of the logits; None where there is no graph.
     """
 
     arch: Arch
     module: nn.Module
-    batch: int
+    batch: int | None
     precision: Precision
     onnx_bytes: bytes | None = None
     difference: float | None = None
 
 
-def deploy(module: Swin, arch: Arch, *, batch: int = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
+def deploy(module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
     """Writes the ONNX graph of `module` and checks it against the module on N(0, 1) input from `seed`.
 
-    The module is put into eval mode and not otherwise changed. Raises BackendMissing for a precision that no graph is
-    written in, ExportError, BuildError where ONNX Runtime refuses the graph, ParityError and MismatchError. Takes a second
-    for Swin-T on two cores and a few for Swin-B.
+    `batch`: None writes a graph for any number of images. The module is put into eval mode and not otherwise changed.
+    Raises ExportError, BuildError where ONNX Runtime refuses the graph, ParityError and MismatchError. Takes a second for
+    Swin-T on two cores and a few for Swin-B.
     """
-    if precision not in GRAPH_PRECISIONS:
-        allowed = ", ".join(GRAPH_PRECISIONS)
-        raise BackendMissing(f"precision: {precision!r} is not written as an ONNX graph; allowed: {allowed}")
     module.eval()
-    try:
-        onnx_bytes = write_onnx(module, batch=batch, precision=precision)
-    except Exception as error:
-        raise ExportError(f"{arch.name}: the graph could not be written: {error}") from error
-    difference = _difference(module, onnx_bytes, batch=batch, seed=seed)
-    if not difference <= TOLERANCES[precision]:
-        message = (
-            f"{arch.name}: the {precision} graph differs from the model by {difference:.3g} standard deviations of its "
-            f"logits; allowed: {TOLERANCES[precision]:g}"
-        )
-        if precision != "fp32":
-            raise MismatchError(message)
-        rounding = _rounding(module, batch=batch, seed=seed)
-        if difference <= 10 * rounding:
-            raise MismatchError(
-                f"{message}; these weights are ill-conditioned: rounding alone moves them by {rounding:.3g}"
-            )
-        raise ParityError(message)
+    onnx_bytes = _written(module, batch, precision)
+    if precision == "bf16":
+        twin = _written(module, batch, "fp32")
+        _require_agreement(module, twin, batch=batch, precision="fp32", seed=seed)
+        difference = _require_agreement(module, _rounded(twin), batch=batch, precision="bf16", seed=seed)
+    else:
+        difference = _require_agreement(module, onnx_bytes, batch=batch, precision=precision, seed=seed)
     return Deployed(arch, module, batch, precision, onnx_bytes, difference)
+
+
+def _written(module: Swin, batch: int | None, precision: Precision) -> bytes:
+    try:
+        return bytes(write_onnx(module, batch=batch, precision=precision).SerializeToString())
+    except Exception as error:
+        raise ExportError(f"{module.arch.name}: the graph could not be written: {error}") from error
+
+
+def _require_agreement(module: Swin, onnx_bytes: bytes, *, batch: int | None, precision: Precision, seed: int) -> float:
+    """The difference of the graph from the module, where it is tolerable."""
+    batches = _DYNAMIC_BATCHES if batch is None else (batch,)
+    difference = _difference(module, onnx_bytes, batches=batches, seed=seed)
+    if difference <= TOLERANCES[precision]:
+        return difference
+    message = (
+        f"{module.arch.name}: the {precision} graph differs from the model by {difference:.3g} standard deviations of its "
+        f"logits; allowed: {TOLERANCES[precision]:g}"
+    )
+    if precision != "fp32":
+        raise MismatchError(message)
+    rounding = _rounding(module, batch=batches[0], seed=seed)
+    if difference <= 10 * rounding:
+        raise MismatchError(
+            f"{message}; these weights are ill-conditioned: rounding alone moves them by {rounding:.3g}"
+        )
+    raise ParityError(message)
 
 
 @torch.inference_mode()
@@ -82,6 +106,31 @@ def _rounding(module: Swin, *, batch: int, seed: int) -> float:
     return float((module(image.to(device)) - exact).abs().max() / exact.std())
 
 
+def _rounded(onnx_bytes: bytes) -> bytes:
+    """The fp32 graph with every floating-point constant and every node's output rounded to bf16.
+
+    Casts that the graph itself has (Swin V2's cosines) keep what lies between them in fp32, as in the bf16 graph.
+    """
+    model = onnx.load_from_string(onnx_bytes)
+    graph = model.graph
+    for constant in graph.initializer:
+        if constant.data_type == TensorProto.FLOAT:
+            rounded = numpy_helper.to_array(constant).astype(ml_dtypes.bfloat16).astype(np.float32)
+            constant.CopyFrom(numpy_helper.from_array(rounded, constant.name))
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type in _MOVES or node.name.endswith(_KEPT_FP32):
+            continue
+        (name,) = node.output
+        node.output[0] = f"{name}.exact"
+        nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.narrow"], to=TensorProto.BFLOAT16))
+        nodes.append(helper.make_node("Cast", [f"{name}.narrow"], [name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
+
+
 def _random_image(arch: Arch, batch: int, seed: int) -> torch.Tensor:
     """N(0, 1), (batch, channels, image_size, image_size)."""
     shape = (batch, arch.channels, arch.image_size, arch.image_size)
@@ -89,18 +138,22 @@ def _random_image(arch: Arch, batch: int, seed: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _difference(module: Swin, onnx_bytes: bytes, *, batch: int, seed: int) -> float:
+def _difference(module: Swin, onnx_bytes: bytes, *, batches: tuple[int, ...], seed: int) -> float:
+    """The largest difference of a logit over `batches`, in standard deviations of the module's logits."""
     import onnxruntime
 
     arch = module.arch
-    image = _random_image(arch, batch, seed)
     device = next(module.parameters()).device
-    expected = module(image.to(device)).float().cpu().numpy()
+    differences = []
     try:
         session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
         dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
-        (logits,) = session.run(["logits"], {"image": image.numpy().astype(dtype)})
+        for batch in batches:
+            image = _random_image(arch, batch, seed)
+            expected = module(image.to(device)).float().cpu().numpy()
+            (logits,) = session.run(["logits"], {"image": image.numpy().astype(dtype)})
+            spread = float(expected.std()) or 1.0
+            differences.append(float(np.abs(logits.astype(np.float32) - expected).max()) / spread)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BuildError(f"{arch.name}: ONNX Runtime does not run the graph: {error}") from error
-    spread = float(expected.std()) or 1.0
-    return float(np.abs(logits.astype(np.float32) - expected).max()) / spread
+    return float(np.max(differences))

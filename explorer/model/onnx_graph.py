@@ -1,273 +1,346 @@
 """The deployed graph: ONNX written node by node from a module's weights, nothing traced.
 
-BatchNorm is folded into the linear layer or convolution beside it, the query scale into the qkv weights; position bias
-and shift mask are constants; LayerNormalization, Gelu and Softmax are single nodes; one window needs no partition and a
-model without shift has no Slice or Concat. Every node is named after its module and role
-(`stages.2.blocks.5.attn.softmax`), so that a profile can be summed by role. Written for opset 20, which ONNX Runtime and
-TensorRT read. The agreement with the torch module is checked in `explorer.model.deployment`.
+BatchNorm is folded into the linear layer or convolution beside it, the query scale into the qkv weights; position bias,
+shift mask, Swin V2's bias MLP and temperatures are constants; LayerNormalization, Gelu and Softmax are single nodes.
+
+Everything but the attention works on single tokens, so tokens stay in the order of their windows (`_Layout`) from block to
+block and are re-ordered only where the next block's windows lie differently: a stage without shift is partitioned once,
+where it is entered, together with the patch merging; one window needs nothing. Stages whose windows do not divide the
+grid keep the grid's order, and pad, partition, merge and crop inside each attention; a BatchNorm before such an attention
+stays as a scale and a shift, since folding it would change the padded tokens.
+
+Every node is named after its module and role (`stages.2.blocks.5.attn.softmax`; roles: `explorer.model.onnx_writer`). The
+agreement with the torch module is checked in `explorer.model.deployment`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from explorer.arch import NUM_STAGES, Arch
-from explorer.model import GRAPH_VERSION
+from explorer.model.onnx_writer import Graph
 from explorer.model.swin import Block, PatchMerging, Swin
 from explorer.records import Precision
 
-#: The first opset whose Gelu is one node.
-OPSET: Final = 20
-#: The IR version of ONNX 1.15, the first with opset 20; TensorRT's parsers refuse much newer ones.
-IR_VERSION: Final = 9
 
-Array = NDArray[Any]
-_DTYPES: Final[dict[str, tuple[int, Any]]] = {
-    "fp32": (TensorProto.FLOAT, np.float32),
-    "fp16": (TensorProto.FLOAT16, np.float16),
-}
-GRAPH_PRECISIONS: Final = tuple(_DTYPES)
+def write_onnx(module: Swin, *, batch: int | None, precision: Precision) -> onnx.ModelProto:
+    """The ONNX model of `module`: input `image` (B, channels, H, W), output `logits` (B, classes).
 
-
-def write_onnx(module: Swin, *, batch: int, precision: Precision) -> bytes:
-    """The ONNX model of `module` at a fixed `batch`: input `image` (B, channels, H, W), output `logits` (B, classes).
-
-    `precision` is that of every tensor, input and output included (one of GRAPH_PRECISIONS). The module is not changed.
+    `batch`: a fixed B, or None for any. `precision` is that of every tensor, input and output included; Swin V2's cosines
+    are taken in fp32 between two casts. The module is not changed.
     """
-    graph = _Graph(precision)
-    arch = module.arch
-    x = _patch_embed(graph, module, batch)
+    graph = Graph(precision, batch)
+    x, layout = _patch_embed(graph, module)
     for stage in range(NUM_STAGES):
-        x = _stage(graph, module, stage, batch, x)
-    x = _head(graph, module, batch, x)
-    shape = [batch, arch.channels, arch.image_size, arch.image_size]
-    return graph.serialize(arch, shape, [batch, arch.num_classes], x)
+        x, layout = _stage(graph, module, stage, x, layout)
+    return graph.model(module.arch, _head(graph, module, x))
 
 
-class _Graph:
-    """Nodes and initializers in the order they are added; every tensor in one floating-point type."""
-
-    def __init__(self, precision: Precision) -> None:
-        self.element_type, self.dtype = _DTYPES[precision]
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def op(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node of one output; returns that output's name, which is the node's."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def split(self, name: str, x: str, parts: int) -> list[str]:
-        """Cuts the last axis into equal `parts`; returns their names."""
-        outputs = [f"{name}.{index}" for index in range(parts)]
-        self.nodes.append(helper.make_node("Split", [x], outputs, name=name, axis=-1, num_outputs=parts))
-        return outputs
-
-    def weight(self, name: str, values: Tensor | Array) -> str:
-        """Adds a constant in the graph's floating-point type."""
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-        return self._initialize(name, np.ascontiguousarray(array, dtype=self.dtype))
-
-    def shape(self, *dims: int) -> str:
-        """A constant of int64 dims, shared by all nodes that need the same."""
-        return self._initialize("shape." + ".".join(map(str, dims)), np.array(dims, dtype=np.int64))
-
-    def reshape(self, name: str, x: str, *dims: int) -> str:
-        return self.op("Reshape", name, x, self.shape(*dims))
-
-    def linear(self, name: str, x: str, weight_CK: Tensor, bias: Tensor | None) -> str:
-        """(..., C) @ (C, K) + bias, as MatMul and Add."""
-        x = self.op("MatMul", name, x, self.weight(f"{name}.weight", weight_CK))
-        return x if bias is None else self.op("Add", f"{name}.add_bias", x, self.weight(f"{name}.bias", bias))
-
-    def layer_norm(self, name: str, x: str, norm: nn.LayerNorm) -> str:
-        scale, shift = self.weight(f"{name}.weight", norm.weight), self.weight(f"{name}.bias", norm.bias)
-        return self.op("LayerNormalization", name, x, scale, shift, axis=-1, epsilon=norm.eps)
-
-    def serialize(self, arch: Arch, input_shape: list[int], output_shape: list[int], output: str) -> bytes:
-        self.nodes[-1].output[0] = "logits"
-        for node in self.nodes:
-            node.input[:] = ["logits" if name == output else name for name in node.input]
-        graph = helper.make_graph(
-            self.nodes,
-            arch.name,
-            [helper.make_tensor_value_info("image", self.element_type, input_shape)],
-            [helper.make_tensor_value_info("logits", self.element_type, output_shape)],
-            list(self.initializers.values()),
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        model.producer_name = "swinexplore"
-        helper.set_model_props(model, {"arch": arch.name, "arch_id": arch.id, "graph_version": str(GRAPH_VERSION)})
-        return bytes(model.SerializeToString())
-
-    def _initialize(self, name: str, array: Array) -> str:
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(array, name)
-        return name
+def skeleton(arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32") -> onnx.ModelProto:
+    """The graph of `arch` with initializers that have dims and no data: to count nodes, in a fraction of a second."""
+    with torch.device("meta"):
+        module = Swin(arch.canonical())
+    return write_onnx(module, batch=batch, precision=precision)
 
 
-def _norm_factors(norm: nn.Module) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Layout:
+    """The order of a grid's tokens: window by window, rolled up and left by `shift` before. One window is the grid's own.
+
+    `tokens`: per side. Grid order has the shape (B, tokens^2, C), any other (B*N, window^2, C).
+    """
+
+    tokens: int
+    window: int
+    shift: int = 0
+
+    @property
+    def per_side(self) -> int:
+        return self.tokens // self.window
+
+
+def _grid(tokens: int) -> _Layout:
+    return _Layout(tokens, tokens)
+
+
+def _wanted(block: nn.Module) -> _Layout:
+    """The layout in which `block` takes its tokens."""
+    assert isinstance(block, Block)
+    return _grid(block.tokens) if block.padding else _Layout(block.tokens, block.window, block.shift)
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+
+def _norm_factors(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     """What a BatchNorm does to a channel in eval mode: x * scale + shift, in fp64."""
-    assert isinstance(norm, nn.BatchNorm1d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
-def _folded(norm: nn.Module, weight_KC: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (C, K) and bias of a linear layer with the norm before it folded in, where that norm is a BatchNorm."""
-    weight = weight_KC.double()
-    offset = torch.zeros(len(weight), dtype=torch.float64, device=weight.device) if bias is None else bias.double()
-    if isinstance(norm, nn.BatchNorm1d):
-        scale, shift = _norm_factors(norm)
-        weight, offset = weight * scale, offset + weight @ shift
+def _folded(
+    weight_KC: Tensor, bias: Tensor | None, *, before: nn.Module | None = None, after: nn.Module | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Weights (C, K) and bias of a linear layer with the norms around it folded in, where they are BatchNorms."""
+    weight, offset = weight_KC.double(), None if bias is None else bias.double()
+    if isinstance(before, nn.BatchNorm1d):
+        scale, shift = _norm_factors(before)
+        weight, offset = weight * scale, weight @ shift + (0.0 if offset is None else offset)
+    if isinstance(after, nn.BatchNorm1d):
+        scale, shift = _norm_factors(after)
+        weight, offset = weight * scale[:, None], shift + (0.0 if offset is None else offset * scale)
     return weight.T, offset
 
 
-def _normed(graph: _Graph, name: str, x: str, norm: nn.Module) -> str:
-    """`x` through a LayerNorm; a BatchNorm is folded into what follows and adds no node."""
+def _normed(graph: Graph, name: str, x: str, norm: nn.Module) -> str:
+    """`x` through a LayerNorm; a BatchNorm is folded into what stands beside it and adds no node."""
     return graph.layer_norm(name, x, norm) if isinstance(norm, nn.LayerNorm) else x
 
 
-def _patch_embed(graph: _Graph, module: Swin, batch: int) -> str:
+# -- tokens and grids -------------------------------------------------------------------------------------------------
+
+
+def _patch_embed(graph: Graph, module: Swin) -> tuple[str, _Layout]:
+    """Image -> tokens in the order that the first block wants.
+
+    The convolution's patches do not overlap, so it is a linear layer on them; opset 20 has no bf16 Conv.
+    """
     arch, embed = module.arch, module.patch_embed
-    weight, bias = embed.proj.weight.double(), embed.proj.bias
-    assert bias is not None
-    offset = bias.double()
-    if isinstance(embed.norm, nn.BatchNorm1d):
-        scale, shift = _norm_factors(embed.norm)
-        weight, offset = weight * scale[:, None, None, None], offset * scale + shift
-    weights = graph.weight("patch_embed.proj.weight", weight), graph.weight("patch_embed.proj.bias", offset)
-    strides = [arch.patch_size] * 2
-    x = graph.op("Conv", "patch_embed.proj", "image", *weights, kernel_shape=strides, strides=strides)
-    x = graph.reshape("patch_embed.flatten", x, batch, arch.embed_dim, arch.tokens[0] ** 2)
-    x = graph.op("Transpose", "patch_embed.channels_last", x, perm=[0, 2, 1])
-    return _normed(graph, "patch_embed.norm", x, embed.norm)
+    layout = _wanted(_blocks(module, 0)[0])
+    n, w, p = layout.per_side, layout.window, arch.patch_size
+    weight_KC = embed.proj.weight.flatten(1)
+    if n > 1:
+        x = graph.reshape("patch_embed.split", "image", graph.rows(), arch.channels, n, w, p, n, w, p)
+        x = graph.transpose("patch_embed.gather", x, 0, 2, 5, 3, 6, 1, 4, 7)
+    else:
+        x = graph.reshape("patch_embed.split", "image", graph.rows(), arch.channels, w, p, w, p)
+        x = graph.transpose("patch_embed.gather", x, 0, 2, 4, 1, 3, 5)
+    x = graph.reshape("patch_embed.join", x, graph.rows(n * n), w * w, weight_KC.shape[1])
+    x = graph.linear("patch_embed.proj", x, *_folded(weight_KC, embed.proj.bias, after=embed.norm))
+    return _normed(graph, "patch_embed.norm", x, embed.norm), layout
 
 
-def _stage(graph: _Graph, module: Swin, stage: int, batch: int, x: str) -> str:
-    """Tokens (B, H*W, C) of the stage before -> (B, H*W, C) of this one."""
-    arch = module.arch
-    merging, blocks = module.stages[stage].merging, module.stages[stage].blocks
-    if merging is not None:
-        assert isinstance(merging, PatchMerging)
-        x = _patch_merging(graph, f"stages.{stage}.merging", merging, batch, arch.tokens[stage], x)
+def _blocks(module: Swin, stage: int) -> nn.ModuleList:
+    blocks = module.stages[stage].blocks
     assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def _stage(graph: Graph, module: Swin, stage: int, x: str, layout: _Layout) -> tuple[str, _Layout]:
+    """Tokens of the stage before -> tokens of this one."""
+    merging, blocks = module.stages[stage].merging, _blocks(module, stage)
+    if isinstance(merging, PatchMerging):
+        x, layout = _patch_merging(graph, stage, merging, x, layout, _wanted(blocks[0]))
     for index, block in enumerate(blocks):
         assert isinstance(block, Block)
-        x = _block(graph, f"stages.{stage}.blocks.{index}", block, batch, x)
+        name, wanted = f"stages.{stage}.blocks.{index}", _wanted(block)
+        x = _arranged(graph, name, x, layout, wanted, module.arch.dim(stage))
+        x, layout = _block(graph, name, block, x), wanted
+    return x, layout
+
+
+def _arranged(graph: Graph, name: str, x: str, old: _Layout, new: _Layout, dim: int) -> str:
+    """Tokens in the layout `new`; no node where that is the `old` one."""
+    if old == new:
+        return x
+    B, tokens = graph.rows(), new.tokens
+    is_grid = False
+    if old.per_side > 1:
+        n, w = old.per_side, old.window
+        x = graph.reshape(f"{name}.merge.split", x, B, n, n, w, w, dim)
+        x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
+    if old.shift != new.shift:
+        x = graph.reshape(f"{name}.shift.grid", x, B, tokens, tokens, dim)
+        x = _rolled(graph, f"{name}.{'shift' if new.shift else 'unshift'}", x, tokens, (new.shift - old.shift) % tokens)
+        is_grid = True
+    if new.per_side > 1:
+        n, w = new.per_side, new.window
+        x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
+        x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
+        return graph.reshape(f"{name}.partition.join", x, graph.rows(n * n), w * w, dim)
+    return graph.reshape(f"{name}.{'unshift' if is_grid else 'merge'}.join", x, B, tokens * tokens, dim)
+
+
+def _rolled(graph: Graph, name: str, x: str, tokens: int, shift: int) -> str:
+    """Rolls the grid (B, H, W, C) by `shift` tokens up and left."""
+    for axis, side in ((1, "rows"), (2, "columns")):
+        head = graph.op("Slice", f"{name}.{side}.head", x, graph.ints(0), graph.ints(shift), graph.ints(axis))
+        rest = graph.op("Slice", f"{name}.{side}.rest", x, graph.ints(shift), graph.ints(tokens), graph.ints(axis))
+        x = graph.op("Concat", f"{name}.{side}", rest, head, axis=axis)
     return x
 
 
-def _patch_merging(graph: _Graph, name: str, merging: PatchMerging, batch: int, tokens: int, x: str) -> str:
-    dim = merging.reduction.in_features // 4
-    x = graph.reshape(f"{name}.split", x, batch, tokens, 2, tokens, 2, dim)
-    x = graph.op("Transpose", f"{name}.gather", x, perm=[0, 1, 3, 4, 2, 5])
-    x = graph.reshape(f"{name}.join", x, batch, tokens * tokens, 4 * dim)
+def _patch_merging(
+    graph: Graph, stage: int, merging: PatchMerging, x: str, old: _Layout, new: _Layout
+) -> tuple[str, _Layout]:
+    """Tokens of the finer grid in the layout `old` -> tokens of the coarser one and their layout, `new` where it can be.
+
+    2x2 neighbours of an unshifted window of even size lie in that window; those of others are found in the grid.
+    """
+    name, dim, B = f"stages.{stage}.merging", merging.reduction.in_features // 4, graph.rows()
+    half, n, w = old.window // 2, new.per_side, new.window
+    if old.shift or (old.window % 2 and old.per_side > 1):
+        x, old = _arranged(graph, f"stages.{stage - 1}", x, old, _grid(old.tokens), dim), _grid(old.tokens)
+        half = new.tokens
+    out = _Layout(new.tokens, half)
+    if (old.per_side, half) == (n, w):
+        shape, perm, joined = (graph.rows(n * n), w, 2, w, 2, dim), (0, 1, 3, 4, 2, 5), (graph.rows(n * n), w * w)
+        out = _Layout(new.tokens, w)
+    elif old.per_side > 1:
+        o = old.per_side
+        shape, perm = (B, o, o, half, 2, half, 2, dim), (0, 1, 3, 2, 5, 6, 4, 7)
+        joined, out = (B, new.tokens**2), _grid(new.tokens)
+    else:  # a stage's first block never shifts
+        shape, perm = (B, n, w, 2, n, w, 2, dim), (0, 1, 4, 2, 5, 6, 3, 7)
+        joined, out = (graph.rows(n * n), w * w), new
+    x = graph.reshape(f"{name}.split", x, *shape)
+    x = graph.transpose(f"{name}.gather", x, *perm)
+    x = graph.reshape(f"{name}.join", x, *joined, 4 * dim)
+    if merging.v2:
+        weight, bias = _folded(merging.reduction.weight, None, after=merging.norm)
+        return _normed(graph, f"{name}.norm", graph.linear(f"{name}.reduction", x, weight, bias), merging.norm), out
     x = _normed(graph, f"{name}.norm", x, merging.norm)
-    weight, bias = _folded(merging.norm, merging.reduction.weight, None)
-    return graph.linear(f"{name}.reduction", x, weight, bias if isinstance(merging.norm, nn.BatchNorm1d) else None)
+    weight, bias = _folded(merging.reduction.weight, None, before=merging.norm)
+    return graph.linear(f"{name}.reduction", x, weight, bias), out
 
 
-def _block(graph: _Graph, name: str, block: Block, batch: int, x: str) -> str:
-    """One block on tokens (B, H*W, C)."""
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _block(graph: Graph, name: str, block: Block, x: str) -> str:
+    """One block on tokens in the layout that it wants; norms before the sub-layers, in Swin V2 after them."""
+    before1, after1 = (None, block.norm1) if block.v2 else (block.norm1, None)
+    before2, after2 = (None, block.norm2) if block.v2 else (block.norm2, None)
     skip = x
-    x = _normed(graph, f"{name}.norm1", x, block.norm1)
-    x = _attention(graph, name, block, batch, x)
-    x = graph.op("Add", f"{name}.skip1", skip, x)
+    x = _attention(graph, name, block, x if block.v2 else _attention_norm(graph, name, block, x), before1, after1)
+    x = graph.op("Add", f"{name}.skip.attn", skip, _normed(graph, f"{name}.norm1", x, block.norm1) if block.v2 else x)
     skip = x
-    x = _normed(graph, f"{name}.norm2", x, block.norm2)
-    x = graph.linear(f"{name}.mlp.fc1", x, *_folded(block.norm2, block.mlp.fc1.weight, block.mlp.fc1.bias))
+    x = x if block.v2 else _normed(graph, f"{name}.norm2", x, block.norm2)
+    x = graph.linear(f"{name}.mlp.fc1", x, *_folded(block.mlp.fc1.weight, block.mlp.fc1.bias, before=before2))
     is_relu = isinstance(block.mlp.act, nn.ReLU)
     x = graph.op("Relu", f"{name}.mlp.relu", x) if is_relu else graph.op("Gelu", f"{name}.mlp.gelu", x)
-    x = graph.linear(f"{name}.mlp.fc2", x, block.mlp.fc2.weight.T, block.mlp.fc2.bias)
-    return graph.op("Add", f"{name}.skip2", skip, x)
+    x = graph.linear(f"{name}.mlp.fc2", x, *_folded(block.mlp.fc2.weight, block.mlp.fc2.bias, after=after2))
+    return graph.op("Add", f"{name}.skip.mlp", skip, _normed(graph, f"{name}.norm2", x, block.norm2) if block.v2 else x)
 
 
-def _attention(graph: _Graph, name: str, block: Block, batch: int, x: str) -> str:
-    """Window attention on tokens (B, H*W, C), grid bookkeeping included."""
-    attn, tokens, window = block.attn, block.tokens, block.window
-    heads, dim = attn.num_heads, attn.proj.in_features
-    per_side, L = tokens // window, window * window
-    BN, head_dim = batch * per_side**2, dim // heads
+def _attention_norm(graph: Graph, name: str, block: Block, x: str) -> str:
+    """The norm before the attention; a BatchNorm stays, as a scale and a shift, where tokens are padded after it."""
+    if block.padding and isinstance(block.norm1, nn.BatchNorm1d):
+        scale, shift = _norm_factors(block.norm1)
+        x = graph.op("Mul", f"{name}.norm1.scale", x, graph.weight(f"{name}.norm1.weight", scale))
+        return graph.op("Add", f"{name}.norm1.shift", x, graph.weight(f"{name}.norm1.bias", shift))
+    return _normed(graph, f"{name}.norm1", x, block.norm1)
+
+
+def _attention(
+    graph: Graph, name: str, block: Block, x: str, before: nn.Module | None, after: nn.Module | None
+) -> str:
+    if not block.padding:
+        return _window_attention(graph, name, block, x, before, after)
+    B, tokens, w, dim = graph.rows(), block.tokens, block.window, block.attn.proj.in_features
+    n, side = (tokens + block.padding) // w, tokens + block.padding
+    x = graph.reshape(f"{name}.pad.grid", x, B, tokens, tokens, dim)
     if block.shift:
-        x = graph.reshape(f"{name}.shift.grid", x, batch, tokens, tokens, dim)
-        x = _roll(graph, f"{name}.shift", x, tokens, block.shift)
-    if per_side > 1:
-        x = graph.reshape(f"{name}.partition.split", x, batch, per_side, window, per_side, window, dim)
-        x = graph.op("Transpose", f"{name}.partition", x, perm=[0, 1, 3, 2, 4, 5])
-        x = graph.reshape(f"{name}.partition.join", x, BN, L, dim)
-    x = _window_attention(graph, name, block, (BN, L, heads, head_dim), x)
-    if per_side > 1:
-        x = graph.reshape(f"{name}.merge.split", x, batch, per_side, per_side, window, window, dim)
-        x = graph.op("Transpose", f"{name}.merge", x, perm=[0, 1, 3, 2, 4, 5])
+        x = _rolled(graph, f"{name}.shift", x, tokens, block.shift)
+    x = graph.op("Pad", f"{name}.pad", x, graph.ints(0, 0, 0, 0, 0, block.padding, block.padding, 0))
+    x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
+    x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
+    x = graph.reshape(f"{name}.partition.join", x, graph.rows(n * n), w * w, dim)
+    x = _window_attention(graph, name, block, x, None, after)
+    x = graph.reshape(f"{name}.merge.split", x, B, n, n, w, w, dim)
+    x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
+    x = graph.reshape(f"{name}.merge.join", x, B, side, side, dim)
+    x = graph.op("Slice", f"{name}.crop", x, graph.ints(0, 0), graph.ints(tokens, tokens), graph.ints(1, 2))
     if block.shift:
-        x = graph.reshape(f"{name}.unshift.grid", x, batch, tokens, tokens, dim)
-        x = _roll(graph, f"{name}.unshift", x, tokens, tokens - block.shift)
-    return graph.reshape(f"{name}.merge.join", x, batch, tokens * tokens, dim) if per_side > 1 else x
+        x = _rolled(graph, f"{name}.unshift", x, tokens, tokens - block.shift)
+    return graph.reshape(f"{name}.crop.flatten", x, B, tokens * tokens, dim)
 
 
-def _window_attention(graph: _Graph, name: str, block: Block, sizes: tuple[int, int, int, int], x: str) -> str:
+def _window_attention(
+    graph: Graph, name: str, block: Block, x: str, before: nn.Module | None, after: nn.Module | None
+) -> str:
     """(B*N, L, C) -> (B*N, L, C)."""
-    attn = block.attn
-    BN, L, heads, head_dim = sizes
-    weight_CK, bias = _folded(block.norm1, attn.qkv.weight, attn.qkv.bias)
-    scale = torch.ones(weight_CK.shape[1], dtype=torch.float64, device=weight_CK.device)
-    scale[: heads * head_dim] = head_dim**-0.5
-    x = graph.linear(f"{name}.attn.qkv", x, weight_CK * scale, bias * scale)
-    parts = graph.split(f"{name}.attn.split", x, 3)
-    query, key, value = (
-        graph.op(
-            "Transpose",
-            f"{name}.attn.{role}",
-            graph.reshape(f"{name}.attn.{role}.heads", part, BN, L, heads, head_dim),
-            perm=[0, 2, 3, 1] if role == "key" else [0, 2, 1, 3],
-        )
-        for role, part in zip(("query", "key", "value"), parts, strict=True)
+    attn, L = block.attn, block.window**2
+    heads, dim = attn.num_heads, attn.proj.in_features
+    BN, d = graph.rows(((block.tokens + block.padding) // block.window) ** 2), dim // heads
+    weight_CK, bias = _folded(attn.qkv.weight, attn.qkv_bias(), before=before)
+    assert bias is not None
+    if not attn.v2:
+        scale = torch.ones_like(bias)
+        scale[:dim] = d**-0.5
+        weight_CK, bias = weight_CK * scale, bias * scale
+    query, key, value = graph.split(
+        f"{name}.attn.heads.split", graph.linear(f"{name}.attn.qkv", x, weight_CK, bias), 3
     )
+    query = graph.reshape(f"{name}.attn.heads.query.split", query, BN, L, heads, d)
+    key = graph.reshape(f"{name}.attn.heads.key.split", key, BN, L, heads, d)
+    value = graph.reshape(f"{name}.attn.heads.value.split", value, BN, L, heads, d)
+    if attn.v2:
+        query = _cosine(graph, f"{name}.attn.cosine.query", query, attn.cosine_scale().view(1, 1, heads, 1))
+        key = _cosine(graph, f"{name}.attn.cosine.key", key, None)
+    query = graph.transpose(f"{name}.attn.heads.query", query, 0, 2, 1, 3)
+    key = graph.transpose(f"{name}.attn.heads.key", key, 0, 2, 3, 1)
+    value = graph.transpose(f"{name}.attn.heads.value", value, 0, 2, 1, 3)
     x = graph.op("MatMul", f"{name}.attn.scores", query, key)
-    x = _add_bias(graph, name, block, sizes, x)
+    x = _add_bias(graph, name, block, x)
     x = graph.op("Softmax", f"{name}.attn.softmax", x, axis=-1)
     x = graph.op("MatMul", f"{name}.attn.mix", x, value)
-    x = graph.op("Transpose", f"{name}.attn.join", x, perm=[0, 2, 1, 3])
-    x = graph.reshape(f"{name}.attn.join.heads", x, BN, L, heads * head_dim)
-    return graph.linear(f"{name}.attn.proj", x, attn.proj.weight.T, attn.proj.bias)
+    x = graph.transpose(f"{name}.attn.heads.join", x, 0, 2, 1, 3)
+    x = graph.reshape(f"{name}.attn.heads.flatten", x, BN, L, dim)
+    return graph.linear(f"{name}.attn.proj", x, *_folded(attn.proj.weight, attn.proj.bias, after=after))
 
 
-def _add_bias(graph: _Graph, name: str, block: Block, sizes: tuple[int, int, int, int], x: str) -> str:
+def _cosine(graph: Graph, name: str, x: str, scale: Tensor | None) -> str:
+    """`x` (B*N, L, h, d) with its last axis at length 1 times `scale` (a head), computed in fp32."""
+    is_half = graph.precision != "fp32"
+    if is_half:
+        x = graph.op("Cast", f"{name}.widen", x, to=onnx.TensorProto.FLOAT)
+    length = graph.op("ReduceL2", f"{name}.length", x, graph.ints(-1), keepdims=1)
+    # torch's F.normalize has the same bound; a padded token's key has length 0.
+    least = graph.initialize("attn.cosine.least", np.array(1e-12, dtype=np.float32))
+    length = graph.op("Max", f"{name}.least", length, least)
+    if scale is None:
+        x = graph.op("Div", name, x, length)
+    else:
+        constant = graph.initialize(f"{name}.scale.value", _fp32(scale))
+        x = graph.op("Mul", name, x, graph.op("Div", f"{name}.scale", constant, length))
+    return graph.op("Cast", f"{name}.narrow", x, to=graph.element_type) if is_half else x
+
+
+def _fp32(values: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    if values.is_meta:
+        return np.ones(values.shape, dtype=np.float32)
+    return values.detach().cpu().numpy().astype(np.float32)
+
+
+def _add_bias(graph: Graph, name: str, block: Block, x: str) -> str:
     """Adds position bias, and the shift mask where there is one, to the scores (B*N, h, L, L)."""
-    BN, L, heads, _ = sizes
+    heads, L = block.attn.num_heads, block.window**2
     bias_hLL = block.attn.position_bias()
     if block.attn.mask is None:
         return graph.op("Add", f"{name}.attn.bias", x, graph.weight(f"{name}.attn.bias.table", bias_hLL[None]))
     N = block.attn.mask.shape[0]
     constant = graph.weight(f"{name}.attn.bias.table", bias_hLL[None] + block.attn.mask[:, None])
-    if N == BN:
+    if graph.batch == 1:
         return graph.op("Add", f"{name}.attn.bias", x, constant)
-    x = graph.reshape(f"{name}.attn.bias.split", x, BN // N, N, heads, L, L)
+    x = graph.reshape(f"{name}.attn.bias.split", x, graph.rows(), N, heads, L, L)
     x = graph.op("Add", f"{name}.attn.bias", x, constant)
-    return graph.reshape(f"{name}.attn.bias.join", x, BN, heads, L, L)
+    return graph.reshape(f"{name}.attn.bias.join", x, graph.rows(N), heads, L, L)
 
 
-def _roll(graph: _Graph, name: str, x: str, tokens: int, shift: int) -> str:
-    """Rolls the grid (B, H, W, C) by `shift` tokens up and left."""
-    for axis, side in ((1, "rows"), (2, "columns")):
-        head = graph.op("Slice", f"{name}.{side}.head", x, graph.shape(0), graph.shape(shift), graph.shape(axis))
-        rest = graph.op("Slice", f"{name}.{side}.rest", x, graph.shape(shift), graph.shape(tokens), graph.shape(axis))
-        x = graph.op("Concat", f"{name}.{side}", rest, head, axis=axis)
-    return x
-
-
-def _head(graph: _Graph, module: Swin, batch: int, x: str) -> str:
-    """Final norm, mean over all tokens, classifier: (B, H*W, C) -> (B, classes)."""
+def _head(graph: Graph, module: Swin, x: str) -> str:
+    """Final norm, mean over all tokens in whatever order, classifier: tokens -> (B, classes)."""
+    tokens, dim = module.arch.tokens[-1], module.arch.dim(NUM_STAGES - 1)
     x = _normed(graph, "norm", x, module.norm)
-    x = graph.op("ReduceMean", "head.mean", x, graph.shape(1), keepdims=0)
-    return graph.linear("head", x, *_folded(module.norm, module.head.weight, module.head.bias))
+    layout = _wanted(_blocks(module, NUM_STAGES - 1)[-1])
+    if layout.per_side > 1:
+        x = graph.reshape("head.tokens", x, graph.rows(), tokens * tokens, dim)
+    x = graph.op("ReduceMean", "head.mean", x, graph.ints(1), keepdims=0)
+    return graph.linear("head", x, *_folded(module.head.weight, module.head.bias, before=module.norm))

@@ -1,23 +1,35 @@
-"""Swin and Swin-Free as torch modules, for training.
+"""Swin, Swin V2 and Swin-Free as torch modules, for training.
 
-Liu et al. 2021 (arXiv 2103.14030) and Koo et al. 2023 (arXiv 2306.13776); one set of modules for all of them, every
-choice taken from an `Arch`. The graph that is deployed is written by `explorer.model.onnx_graph`, not traced from here.
+Liu et al. 2021 (arXiv 2103.14030 and 2111.09883) and Koo et al. 2023 (arXiv 2306.13776); one set of modules for all of
+them, every choice taken from an `Arch`. The graph that is deployed is written by `explorer.model.onnx_graph`, not traced
+from here; weights of other implementations are `explorer.model.weights`' business.
 
 Shape suffixes: B images, H W tokens per side, C channels, N windows of one image, L tokens of one window (M x M),
-h heads, d channels of one head. x_BHWC is a grid of tokens, x_NLC stands for (B*N, L, C).
+h heads, d channels of one head, T = (2M-1)^2 offsets between two tokens of a window. x_BHWC is a grid of tokens, x_NLC
+stands for (B*N, L, C).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from explorer.arch import NUM_STAGES, Arch
 
 #: Added to the attention of tokens that are neighbours only through the cyclic shift (Liu et al. 2021, section 3.2).
 MASK_VALUE = -100.0
+#: Swin V2: the temperature of an attention is at least this (section 3.2 of arXiv 2111.09883) ...
+MIN_TEMPERATURE = 0.01
+#: ... and starts here, as the authors' code has it.
+FIRST_TEMPERATURE = 0.1
+#: Swin V2: hidden channels of the position bias' MLP, the bound of its output, and the extent that offsets are scaled to.
+CPB_HIDDEN, CPB_BOUND, CPB_EXTENT = 512, 16.0, 8
+_POST_NORMS = ("norm1.weight", "norm2.weight")
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
@@ -59,45 +71,91 @@ def relative_position_index(window: int) -> Tensor:
     return (row[:, None] - row + window - 1) * (2 * window - 1) + (column[:, None] - column + window - 1)
 
 
+def relative_coordinates(window: int, unit: int) -> Tensor:
+    """(T, 2) log-spaced offsets between two tokens of a window, in windows of `unit` tokens (arXiv 2111.09883, eq. 4).
+
+    Offsets of a whole window are 8 before the logarithm, whatever its size; log2 is divided by that of 8.
+    """
+    offsets = torch.arange(1 - window, window, dtype=torch.float32) / max(unit - 1, 1) * CPB_EXTENT
+    spaced = offsets.sign() * (offsets.abs() + 1).log2() / math.log2(CPB_EXTENT)
+    return torch.stack(torch.meshgrid(spaced, spaced, indexing="ij"), -1).view(-1, 2)
+
+
 def shift_mask(tokens: int, window: int) -> Tensor:
-    """(N, L, L) with MASK_VALUE between tokens that the cyclic shift made neighbours, 0 elsewhere."""
-    shift = window // 2
-    position = torch.arange(tokens)
-    wrapped = (position >= tokens - shift).int()
+    """(N, L, L) with MASK_VALUE between tokens that the cyclic shift made neighbours, 0 elsewhere.
+
+    Where the window does not divide `tokens`, the regions are those of the padded grid, as timm has them.
+    """
+    side, shift = -(-tokens // window) * window, window // 2
+    wrapped = (torch.arange(side) >= side - shift).int()
     regions = partition((2 * wrapped[:, None] + wrapped)[None, :, :, None], window).squeeze(-1)
     return torch.where(regions[:, None, :] == regions[:, :, None], 0.0, MASK_VALUE)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learned relative position bias."""
+    """Multi-head self-attention inside windows, with a relative position bias.
+
+    The bias is a learned table (Swin, Swin-Free) or an MLP of the offsets (Swin V2, whose attention is also a cosine
+    with a learned temperature a head, and whose keys have no bias).
+    """
 
     relative_index: Tensor
+    coordinates: Tensor
     mask: Tensor | None
 
-    def __init__(self, dim: int, num_heads: int, window: int, mask: Tensor | None) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int, mask: Tensor | None, *, v2: bool, cpb_unit: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.num_heads, self.v2 = num_heads, v2
+        self.qkv = nn.Linear(dim, 3 * dim, bias=not v2)
         self.proj = nn.Linear(dim, dim)
-        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        if v2:
+            self.q_bias = nn.Parameter(torch.zeros(dim))
+            self.v_bias = nn.Parameter(torch.zeros(dim))
+            self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), -math.log(FIRST_TEMPERATURE)))
+            self.cpb_mlp = nn.Sequential(
+                nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, num_heads, bias=False)
+            )
+            self.register_buffer("coordinates", relative_coordinates(window, cpb_unit), persistent=False)
+        else:
+            self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_index", relative_position_index(window), persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
     def position_bias(self) -> Tensor:
         """(h, L, L) bias added to the attention of every window."""
+        if self.v2:
+            table_Th = CPB_BOUND * torch.sigmoid(self.cpb_mlp(self.coordinates).float())
+        else:
+            table_Th = self.bias_table
         L = self.relative_index.shape[0]
-        return self.bias_table[self.relative_index.flatten()].view(L, L, -1).permute(2, 0, 1)
+        # Rows of heads: the backward of selecting columns costs a fifth of that of indexing (benchmarks/model_speed.py).
+        return table_Th.t().index_select(1, self.relative_index.view(-1)).view(-1, L, L)
+
+    def qkv_bias(self) -> Tensor:
+        """(3C,) bias of queries, keys and values."""
+        if not self.v2:
+            return self.qkv.bias
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+    def cosine_scale(self) -> Tensor:
+        """(h, 1, 1) what Swin V2's cosines are multiplied with: the inverse temperature."""
+        return self.logit_scale.float().clamp(max=-math.log(MIN_TEMPERATURE)).exp()
 
     def forward(self, x_NLC: Tensor) -> Tensor:
         """(B*N, L, C) -> (B*N, L, C)."""
         BN, L, C = x_NLC.shape
-        qkv = self.qkv(x_NLC).view(BN, L, 3, self.num_heads, C // self.num_heads)
+        qkv = F.linear(x_NLC, self.qkv.weight, self.qkv_bias()).view(BN, L, 3, self.num_heads, C // self.num_heads)
         q_NhLd, k_NhLd, v_NhLd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.position_bias().to(q_NhLd.dtype)[None]
+        if self.v2:
+            # In fp32: the keys of padded tokens are zero, and half precision has no number that small to divide by.
+            q_NhLd = (F.normalize(q_NhLd.float(), dim=-1) * self.cosine_scale()).to(v_NhLd.dtype)
+            k_NhLd = F.normalize(k_NhLd.float(), dim=-1).to(v_NhLd.dtype)
+        bias = self.position_bias().to(v_NhLd.dtype)[None]
         if self.mask is not None:
             N = self.mask.shape[0]
             bias = (bias + self.mask.to(bias.dtype)[:, None]).repeat(BN // N, 1, 1, 1)
-        x_NhLd = F.scaled_dot_product_attention(q_NhLd, k_NhLd, v_NhLd, attn_mask=bias)
+        scale = 1.0 if self.v2 else None
+        x_NhLd = F.scaled_dot_product_attention(q_NhLd, k_NhLd, v_NhLd, attn_mask=bias, scale=scale)
         return self.proj(x_NhLd.transpose(1, 2).reshape(BN, L, C))
 
 
@@ -116,30 +174,53 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, window attention, skip; norm, MLP, skip (Liu et al. 2021, figure 3b)."""
+    """Window attention and MLP, each with a norm and a skip.
+
+    The norm stands before the sub-layer (Liu et al. 2021, figure 3b), in Swin V2 after it, before the skip is added.
+    """
 
     def __init__(self, arch: Arch, stage: int, block: int, drop_path: float) -> None:
         super().__init__()
         dim = arch.dim(stage)
+        self.v2 = arch.v2
         self.tokens, self.window = arch.tokens[stage], min(arch.windows[stage], arch.tokens[stage])
         self.shift = self.window // 2 if arch.has_shift(stage, block) else 0
+        self.padding = -self.tokens % self.window
         mask = shift_mask(self.tokens, self.window) if self.shift else None
         self.norm1 = make_norm(dim, br=arch.br)
-        self.attn = WindowAttention(dim, arch.num_heads[stage], self.window, mask)
+        self.attn = WindowAttention(
+            dim,
+            arch.num_heads[stage],
+            self.window,
+            mask,
+            v2=arch.v2,
+            cpb_unit=arch.pretrained_windows[stage] or self.window,
+        )
         self.norm2 = make_norm(dim, br=arch.br)
         self.mlp = Mlp(dim, int(dim * arch.mlp_ratio), br=arch.br)
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
+        if self.v2:
+            x_BHWC = x_BHWC + self.drop_path(self.norm1(self.attend(x_BHWC)))
+            return x_BHWC + self.drop_path(self.norm2(self.mlp(x_BHWC)))
         x_BHWC = x_BHWC + self.drop_path(self.attend(self.norm1(x_BHWC)))
         return x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
 
     def attend(self, x_BHWC: Tensor) -> Tensor:
-        """Attention inside the windows of the grid, shifted where the block shifts."""
+        """Attention inside the windows of the grid, shifted where the block shifts.
+
+        Where windows do not divide the grid it is padded with zeros below and on the right, after the shift: timm's
+        convention (torchvision pads before the shift).
+        """
         if self.shift:
             x_BHWC = x_BHWC.roll((-self.shift, -self.shift), (1, 2))
-        x_BHWC = merge(self.attn(partition(x_BHWC, self.window)), self.window, self.tokens)
+        if self.padding:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, self.padding, 0, self.padding))
+        x_BHWC = merge(self.attn(partition(x_BHWC, self.window)), self.window, self.tokens + self.padding)
+        if self.padding:
+            x_BHWC = x_BHWC[:, : self.tokens, : self.tokens]
         return x_BHWC.roll((self.shift, self.shift), (1, 2)) if self.shift else x_BHWC
 
 
@@ -159,19 +240,21 @@ class PatchEmbed(nn.Module):
 class PatchMerging(nn.Module):
     """Halves the grid and doubles the width: 2x2 neighbours side by side, norm, linear (Liu et al. 2021, section 3.1).
 
-    Neighbours are ordered (row, column) = (0,0), (1,0), (0,1), (1,1), as in the authors' models.
+    Neighbours are ordered (row, column) = (0,0), (1,0), (0,1), (1,1), as in the authors' models. Swin V2's norm follows
+    the linear layer.
     """
 
-    def __init__(self, dim: int, *, br: bool) -> None:
+    def __init__(self, dim: int, *, br: bool, v2: bool) -> None:
         super().__init__()
-        self.norm = make_norm(4 * dim, br=br)
+        self.v2 = v2
+        self.norm = make_norm(2 * dim if v2 else 4 * dim, br=br)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H/2, W/2, 2C)."""
         B, H, W, C = x_BHWC.shape
-        x = x_BHWC.view(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
-        return self.reduction(self.norm(x))
+        x = x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
+        return self.norm(self.reduction(x)) if self.v2 else self.reduction(self.norm(x))
 
 
 class Stage(nn.Module):
@@ -179,7 +262,8 @@ class Stage(nn.Module):
 
     def __init__(self, arch: Arch, stage: int, drop_paths: list[float]) -> None:
         super().__init__()
-        self.merging = PatchMerging(arch.dim(stage - 1), br=arch.br) if stage else None
+        self.checkpointing = False
+        self.merging = PatchMerging(arch.dim(stage - 1), br=arch.br, v2=arch.v2) if stage else None
         self.blocks = nn.ModuleList(Block(arch, stage, block, rate) for block, rate in enumerate(drop_paths))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
@@ -187,14 +271,18 @@ class Stage(nn.Module):
         if self.merging is not None:
             x_BHWC = self.merging(x_BHWC)
         for block in self.blocks:
-            x_BHWC = block(x_BHWC)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+            else:
+                x_BHWC = block(x_BHWC)
         return x_BHWC
 
 
 class Swin(nn.Module):
     """The classifier: patch embedding, four stages, norm, mean over all tokens, linear head.
 
-    `drop_path`: stochastic depth rate of the last block, rising linearly from 0 at the first.
+    `drop_path`: stochastic depth rate of the last block, rising linearly from 0 at the first. Works with autocast to bf16
+    and fp16, under torch.compile, and converted to half precision.
     """
 
     def __init__(self, arch: Arch, drop_path: float = 0.0) -> None:
@@ -210,6 +298,15 @@ class Swin(nn.Module):
         self.norm = make_norm(arch.dim(NUM_STAGES - 1), br=arch.br)
         self.head = nn.Linear(arch.dim(NUM_STAGES - 1), arch.num_classes)
 
+    def checkpoint_blocks(self, enabled: bool = True) -> None:
+        """Whether training keeps only the input of every block and computes the rest again in the backward pass.
+
+        Same gradients, about a third more time, a fraction of the memory.
+        """
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.checkpointing = enabled
+
     def forward(self, image: Tensor) -> Tensor:
         """(B, channels, image_size, image_size) -> logits (B, num_classes)."""
         x_BHWC = self.patch_embed(image)
@@ -223,7 +320,7 @@ def init_weights(module: Swin, seed: int) -> None:
     """The authors' initialisation, drawn from `seed`: N(0, 0.02) for linear weights and bias tables, zero biases.
 
     Their cut at +-2 is 100 standard deviations away and is left out. The weights of the patch embedding are drawn as
-    torch draws those of a convolution.
+    torch draws those of a convolution. Swin V2's norms start at zero, so that every block starts as its skip.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -233,5 +330,39 @@ def init_weights(module: Swin, seed: int) -> None:
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         elif parameter.ndim == 2:
             parameter.copy_(drawn.normal_(0.0, 0.02, generator=generator))
-        elif name.endswith("bias"):
+        elif name.endswith("bias") or (module.arch.v2 and ".blocks." in name and name.endswith(_POST_NORMS)):
             parameter.zero_()
+
+
+
+
+
+@torch.no_grad()
+def scatter_weights(module: Swin, seed: int) -> None:
+    """Weights for checks and measurements of an untrained network: drawn so that every part shows in the logits.
+
+    Norms 1 +- 0.2, biases +- 0.2, bias tables N(0, 1), temperatures e^(+-0.2) around the first, linear weights that keep
+    the spread of what they read. A BatchNorm's running statistics are those of two random images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        uniform = torch.rand(parameter.shape, generator=generator) * 0.4 - 0.2
+        if "bias_table" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        elif "logit_scale" in name:
+            parameter.copy_(uniform - math.log(FIRST_TEMPERATURE))
+        elif parameter.ndim > 1:
+            spread = parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+        else:
+            parameter.copy_(uniform + (0.0 if name.endswith("bias") else 1.0))
+    norms = [norm for norm in module.modules() if isinstance(norm, TokenBatchNorm)]
+    if norms:
+        momentum, was_training = norms[0].momentum, module.training
+        for norm in norms:
+            norm.momentum = 1.0
+        shape = (2, module.arch.channels, module.arch.image_size, module.arch.image_size)
+        module.train()(torch.randn(shape, generator=generator).to(parameter))
+        for norm in norms:
+            norm.momentum = momentum
+        module.train(was_training)
