@@ -8,7 +8,8 @@ ExplorerError
 │   ├── RecipeError      a training recipe or a run file
 │   ├── BackendMissing   a latency backend or a device that this machine lacks
 │   ├── StoreError       a database or a study in it
-│   └── DataError        a data set
+│   ├── DataError        a data set
+│   └── WeightsError     a checkpoint that cannot be read safely, or does not fit
 ├── TrialError    this architecture failed; stored with its reason; the study goes on
 │   ├── ExportError      no ONNX graph could be written
 │   ├── BuildError       the backend could not load the graph
@@ -52,6 +53,10 @@ class StoreError(UserError):
 
 class DataError(UserError):
     """A data set that is missing, truncated or unreadable."""
+
+
+class WeightsError(UserError):
+    """Weights that cannot be read safely, are in no known layout, or do not fit the architecture; nothing was loaded."""
 
 
 class TrialError(ExplorerError):

@@ -188,14 +188,14 @@ class _KnownFailure(Exception):
 
 
 def measure_arch(arch: Arch, target: Target, *, seed: int = 0) -> Latency:
-    """Builds the full-size architecture, deploys it as the target's backend needs it and measures it.
+    """Builds the full-size architecture with scattered weights, deploys it as the target's backend needs it and measures it.
 
     Raises what `model.deploy` and `latency.measure` raise. Takes seconds.
     """
     from explorer.model.deployment import Deployed
 
     start = time.perf_counter()
-    module = model.build(arch, seed=seed)
+    module = model.build(arch, seed=seed, scatter=True)
     if latency.needs_graph(target):
         deployed = model.deploy(module, arch, batch=target.batch, precision=target.precision, seed=seed)
     else:

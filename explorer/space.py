@@ -220,12 +220,9 @@ class Space:
 
 
 def presets_like(base: Arch) -> list[Arch]:
-    """The published models with the input and output sizes of `base`, as far as their windows divide them."""
-    archs = []
-    for name in PRESETS:
-        with contextlib.suppress(ArchError):
-            archs.append(parse_name(name, **_sizes(base)))
-    return archs
+    """The published models with the input and output sizes of `base`, each once."""
+    archs = (parse_name(name, **_sizes(base)) for name in PRESETS)
+    return list({arch.id: arch for arch in archs}.values())
 
 
 def _sizes(base: Arch) -> dict[str, int]:
@@ -263,10 +260,10 @@ def _from_file(path: Path, file: _SpaceFile, base: Arch) -> Space:
     shifts = _per_stage(path, "shifts", file.search.shifts, base.shifts)
     for stage, choices in enumerate(windows):
         for window in choices:
-            if base.tokens[stage] % window:
+            if window > base.tokens[stage]:
                 raise SpaceError(
-                    f"{path}: search.windows.stage{stage + 1}: {window} does not divide {base.tokens[stage]} tokens; "
-                    f"use {_either(divisors(base.tokens[stage]))}"
+                    f"{path}: search.windows.stage{stage + 1}: {window} is more than the {base.tokens[stage]} tokens per side; "
+                    f"use {_either(divisors(base.tokens[stage]))}, or another window up to that, whose grid is padded"
                 )
     space = Space(
         name=path.stem,

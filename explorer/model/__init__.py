@@ -5,36 +5,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from explorer.arch import Arch
 from explorer.records import Precision
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from explorer.model.deployment import Deployed
     from explorer.model.swin import Swin
+    from explorer.model.weights import Layout
 
 #: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
 GRAPH_VERSION: Final = 2
 
 
-def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Swin:
+def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, scatter: bool = False) -> Swin:
     """The torch module of `arch` on the CPU in fp32, initialised as the Swin authors do from `seed`.
 
-    `drop_path`: stochastic depth rate of the last block (0..1).
+    `drop_path`: stochastic depth rate of the last block (0..1). `scatter`: weights for a network that is measured and not
+    trained: every part then shows in its logits, so that the check of its graph misses none.
     """
     import torch
 
-    from explorer.model.swin import Swin, init_weights
+    from explorer.model.swin import Swin, init_weights, scatter_weights
 
     with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
         module = Swin(arch.canonical(), drop_path)
-    init_weights(module, seed)
+    (scatter_weights if scatter else init_weights)(module, seed)
     return module
 
 
-def deploy(module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
+def deploy(
+    module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0
+) -> Deployed:
     """See `explorer.model.deployment.deploy`."""
     from explorer.model.deployment import deploy as deploy_module
 
     return deploy_module(module, arch, batch=batch, precision=precision, seed=seed)
+
+
+def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool = False) -> Layout:
+    """See `explorer.model.weights.load_weights`."""
+    from explorer.model import weights
+
+    return weights.load_weights(module, state_dict, new_head=new_head)
+
+
+def export_weights(module: Swin, layout: Layout) -> dict[str, Tensor]:
+    """See `explorer.model.weights.export_weights`."""
+    from explorer.model import weights
+
+    return weights.export_weights(module, layout)

@@ -33,7 +33,9 @@ _DYNAMIC_BATCHES: Final = (1, 3)
 #: Operators that move values and round none.
 _MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Pad")
 #: Nodes of Swin V2's cosines that a half-precision graph computes between two casts.
-_KEPT_FP32: Final = tuple(f".attn.cosine.{inner}" for inner in ("query.length", "query.least", "query.scale", "key.length", "key.least"))
+_KEPT_FP32: Final = tuple(
+    f".attn.cosine.{role}.{inner}" for role in ("query", "key") for inner in ("length", "least", "scale")
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Deployed:
     difference: float | None = None
 
 
-def deploy(module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0) -> Deployed:
+def deploy(
+    module: Swin, arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32", seed: int = 0
+) -> Deployed:
     """Writes the ONNX graph of `module` and checks it against the module on N(0, 1) input from `seed`.
 
     `batch`: None writes a graph for any number of images. The module is put into eval mode and not otherwise changed.

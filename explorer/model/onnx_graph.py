@@ -190,6 +190,8 @@ def _patch_merging(
         x, old = _arranged(graph, f"stages.{stage - 1}", x, old, _grid(old.tokens), dim), _grid(old.tokens)
         half = new.tokens
     out = _Layout(new.tokens, half)
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
     if (old.per_side, half) == (n, w):
         shape, perm, joined = (graph.rows(n * n), w, 2, w, 2, dim), (0, 1, 3, 4, 2, 5), (graph.rows(n * n), w * w)
         out = _Layout(new.tokens, w)
@@ -239,9 +241,7 @@ def _attention_norm(graph: Graph, name: str, block: Block, x: str) -> str:
     return _normed(graph, f"{name}.norm1", x, block.norm1)
 
 
-def _attention(
-    graph: Graph, name: str, block: Block, x: str, before: nn.Module | None, after: nn.Module | None
-) -> str:
+def _attention(graph: Graph, name: str, block: Block, x: str, before: nn.Module | None, after: nn.Module | None) -> str:
     if not block.padding:
         return _window_attention(graph, name, block, x, before, after)
     B, tokens, w, dim = graph.rows(), block.tokens, block.window, block.attn.proj.in_features
@@ -276,9 +276,7 @@ def _window_attention(
         scale = torch.ones_like(bias)
         scale[:dim] = d**-0.5
         weight_CK, bias = weight_CK * scale, bias * scale
-    query, key, value = graph.split(
-        f"{name}.attn.heads.split", graph.linear(f"{name}.attn.qkv", x, weight_CK, bias), 3
-    )
+    query, key, value = graph.split(f"{name}.attn.heads.split", graph.linear(f"{name}.attn.qkv", x, weight_CK, bias), 3)
     query = graph.reshape(f"{name}.attn.heads.query.split", query, BN, L, heads, d)
     key = graph.reshape(f"{name}.attn.heads.key.split", key, BN, L, heads, d)
     value = graph.reshape(f"{name}.attn.heads.value.split", value, BN, L, heads, d)

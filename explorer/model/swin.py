@@ -123,10 +123,7 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """(h, L, L) bias added to the attention of every window."""
-        if self.v2:
-            table_Th = CPB_BOUND * torch.sigmoid(self.cpb_mlp(self.coordinates).float())
-        else:
-            table_Th = self.bias_table
+        table_Th = CPB_BOUND * torch.sigmoid(self.cpb_mlp(self.coordinates).float()) if self.v2 else self.bias_table
         L = self.relative_index.shape[0]
         # Rows of heads: the backward of selecting columns costs a fifth of that of indexing (benchmarks/model_speed.py).
         return table_Th.t().index_select(1, self.relative_index.view(-1)).view(-1, L, L)
@@ -332,9 +329,6 @@ def init_weights(module: Swin, seed: int) -> None:
             parameter.copy_(drawn.normal_(0.0, 0.02, generator=generator))
         elif name.endswith("bias") or (module.arch.v2 and ".blocks." in name and name.endswith(_POST_NORMS)):
             parameter.zero_()
-
-
-
 
 
 @torch.no_grad()

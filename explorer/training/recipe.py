@@ -110,13 +110,17 @@ class RunFile(Document):
 
     def architecture(self, source: str) -> Arch:
         """The `arch` field as a canonical Arch. Raises RecipeError, opened by `source`."""
-        missing = sorted(set(Arch().to_dict()) - set(self.arch))
+        missing = sorted(set(Arch().to_dict()) - set(self.arch) - _NEWER_FIELDS)
         if missing:
             raise RecipeError(f"{source}: arch: {', '.join(missing)} missing; a run file names every field")
         try:
             return Arch.from_dict(self.arch).canonical()
         except ArchError as error:
             raise RecipeError(f"{source}: arch.{error}") from None
+
+
+#: Fields of an architecture that run files of version 0.1 do not have; what they leave out is the default.
+_NEWER_FIELDS: Final = frozenset({"v2", "pretrained_windows"})
 
 
 def load_run(path: Path) -> RunFile:

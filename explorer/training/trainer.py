@@ -243,9 +243,12 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms, biases and position bias tables are not decayed (Liu et al. 2021, appendix A2.1)."""
-    decayed = [p for name, p in module.named_parameters() if p.ndim > 1 and "bias_table" not in name]
-    others = [p for name, p in module.named_parameters() if p.ndim <= 1 or "bias_table" in name]
+    """Norms, biases, position biases and temperatures are not decayed, as in the Swin authors' code."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        is_kept = parameter.ndim <= 1 or any(part in name for part in ("bias_table", "cpb_mlp", "logit_scale"))
+        (others if is_kept else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
