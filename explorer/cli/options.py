@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from explorer.arch import Arch, parse_name
+from explorer.arch import MAX_COUNT, Arch, parse_name
 from explorer.errors import ArchError, BackendMissing, UserError
 from explorer.records import Precision
 
@@ -20,6 +20,9 @@ Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or to
 Device = Annotated[str, typer.Option("--device", help="Where latency is measured: auto, cpu or cuda.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")]
+BatchOrDynamic = Annotated[
+    str, typer.Option("--batch", metavar="N|dynamic", help="Images per inference; dynamic: any number.")
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", metavar="DIR", help="Where downloaded sets and caches live.")
 ]
@@ -31,6 +34,15 @@ def precision_of(text: str) -> Precision:
     if text not in ("fp32", "fp16", "bf16"):
         raise BackendMissing(f"precision: {text!r} is not allowed; allowed: fp32, fp16, bf16")
     return cast(Precision, text)
+
+
+def batch_of(text: str) -> int | None:
+    """A number of images, None for `dynamic`. Raises UserError for anything else."""
+    if text == "dynamic":
+        return None
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_COUNT):
+        raise UserError(f"--batch: {text!r} is neither a whole number of at least 1 nor 'dynamic'")
+    return int(text)
 
 
 def check_max_latency(max_latency_ms: float | None) -> None:

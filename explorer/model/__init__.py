@@ -59,3 +59,13 @@ def export_weights(module: Swin, layout: Layout) -> dict[str, Tensor]:
     from explorer.model import weights
 
     return weights.export_weights(module, layout)
+
+
+def node_roles(arch: Arch, *, batch: int | None = 1, precision: Precision = "fp32") -> dict[str, int]:
+    """How many nodes of the deployed graph play each role (`attn.softmax`, `shift`, ...), in the graph's order."""
+    from collections import Counter
+
+    from explorer.model.onnx_graph import skeleton
+    from explorer.model.onnx_writer import role_of
+
+    return dict(Counter(role_of(node.name) for node in skeleton(arch, batch=batch, precision=precision).graph.node))

@@ -11,7 +11,10 @@ stands for (B*N, L, C).
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +36,19 @@ _POST_NORMS = ("norm1.weight", "norm2.weight")
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the channels of a token grid of any leading shape: the BR variants' norm (Koo et al. 2023)."""
+    """BatchNorm over the channels of a token grid of any leading shape: the BR variants' norm (Koo et al. 2023).
+
+    While `is_recomputing` the running statistics stay: the batch has been counted.
+    """
+
+    is_recomputing = False
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return super().forward(x_BHWC.reshape(-1, x_BHWC.shape[-1])).view(x_BHWC.shape)
+        flat = x_BHWC.reshape(-1, x_BHWC.shape[-1])
+        if self.is_recomputing:
+            return F.batch_norm(flat, None, None, self.weight, self.bias, True, eps=self.eps).view(x_BHWC.shape)
+        return super().forward(flat).view(x_BHWC.shape)
 
 
 def make_norm(dim: int, *, br: bool) -> nn.Module:
@@ -254,6 +265,25 @@ class PatchMerging(nn.Module):
         return self.norm(self.reduction(x)) if self.v2 else self.reduction(self.norm(x))
 
 
+def _recomputing(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of a checkpointed block's forward pass, and of its repetition in the backward pass."""
+    norms = [module for module in block.modules() if isinstance(module, TokenBatchNorm)] if block.training else []
+
+    @contextlib.contextmanager
+    def repetition() -> Iterator[None]:
+        for norm in norms:
+            norm.is_recomputing = True
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.is_recomputing = False
+
+    return contextlib.nullcontext(), repetition()
+
+
 class Stage(nn.Module):
     """Patch merging (none in stage 1), then the stage's blocks."""
 
@@ -269,7 +299,8 @@ class Stage(nn.Module):
             x_BHWC = self.merging(x_BHWC)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+                contexts = partial(_recomputing, block)
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False, context_fn=contexts)
             else:
                 x_BHWC = block(x_BHWC)
         return x_BHWC

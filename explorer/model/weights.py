@@ -7,6 +7,7 @@ bias, whose third for the keys it sets to zero. Nothing of them is imported here
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 from explorer.errors import WeightsError
 from explorer.model.swin import Swin, WindowAttention
+
+logger = logging.getLogger(__name__)
 
 Layout = Literal["swinexplore", "timm", "torchvision", "microsoft"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
@@ -63,6 +66,11 @@ def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool 
         raise WeightsError(
             f"weights in the layout of {layout} do not fit {module.arch.name}: {', '.join(told)} of {len(own)} tensors; "
             "nothing was loaded; give the architecture that they were trained for"
+        )
+    resized = [key for key in found if key.endswith("bias_table") and given[names[key]].shape != found[key].shape]
+    if resized:
+        logger.warning(
+            "%s: the weights are of other windows: %d position bias tables resized", module.arch.name, len(resized)
         )
     module.load_state_dict(found)
     return layout

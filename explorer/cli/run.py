@@ -1,0 +1,259 @@
+"""Commands about single runs: `export` writes one, `train` trains it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from explorer.cli import console, options
+from explorer.errors import RecipeError, UserError, WeightsError
+from explorer.records import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    from explorer.model.swin import Swin
+    from explorer.model.weights import Layout
+
+
+def export(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|ID|RUN.yaml", help="A preset, a name, an id from a study, or a run file.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write run.yaml and model.onnx into.")],
+    precision: options.PrecisionOption = "fp32",
+    batch: options.BatchOrDynamic = "1",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Recipe of the run: a name or a .yaml file; default: imagenet.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data of the run, as for search.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="Trained weights: from `train`, or of timm, torchvision or the Swin authors (.pt, .pth, .safetensors).",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            metavar="LAYOUT",
+            help="Also write the checkpoint's weights as weights.safetensors: swinexplore, timm, torchvision or microsoft.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of weights and training.")] = None,
+    study: options.Study = None,
+    storage: options.Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a training run file and the ONNX model of an architecture."""
+    from explorer import model
+    from explorer.training.recipe import RunFile, load_recipe, load_run, write_run
+
+    arch = options.arch_of(name, storage)
+    if name.endswith((".yaml", ".yml")):
+        run = load_run(Path(name))
+        given = {"--recipe": recipe, "--data": data, "--seed": seed, "--study": study}
+        if any(value is not None for value in given.values()):
+            said = ", ".join(option for option, value in given.items() if value is not None)
+            raise RecipeError(f"{name}: {said} cannot be given with a run file; change the run file")
+    else:
+        run = RunFile(
+            version=1,
+            name=arch.name,
+            arch=arch.to_dict(),
+            recipe=load_recipe(recipe or "imagenet"),
+            data=data,
+            seed=seed or 0,
+            origin=_origin(arch.id, study, storage),
+        )
+    images = options.batch_of(batch)
+    module = model.build(arch, seed=run.seed, scatter=True)
+    if checkpoint is not None:
+        console.note(f"weights in the layout of {_load_weights(module, checkpoint, same_arch=True)}")
+    elif layout is not None:
+        raise UserError("--layout: there are no trained weights to write; give --checkpoint too")
+    weights = model.export_weights(module, cast("Layout", layout)) if layout is not None else None
+    deployed = model.deploy(module, arch, batch=images, precision=options.precision_of(precision), seed=run.seed)
+    assert deployed.onnx_bytes is not None
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        (to / "model.onnx").write_bytes(deployed.onnx_bytes)
+        if weights is not None:
+            from safetensors.torch import save
+
+            (to / "weights.safetensors").write_bytes(save({key: v.contiguous() for key, v in weights.items()}))
+        if not (Path(name).exists() and (to / "run.yaml").exists() and Path(name).samefile(to / "run.yaml")):
+            write_run(run, to / "run.yaml")
+    except OSError as error:
+        raise UserError(f"--to: {to}: cannot be written: {error.strerror}") from None
+    origin = f"weights of {checkpoint}" if checkpoint else "untrained weights"
+    console.note(
+        f"{arch.name} ({arch.id}): graph agrees with the model to {deployed.difference:.1e} of its logits' spread"
+    )
+    console.document(
+        f"{to / 'model.onnx'}  {precision}, batch {batch}, {origin}, {len(deployed.onnx_bytes) / 1e6:.1f} MB"
+    )
+    if layout is not None:
+        console.document(f"{to / 'weights.safetensors'}  in the layout of {layout}")
+    console.document(
+        f"{to / 'run.yaml'}  train it: swinexplore train {to / 'run.yaml'}{'' if run.data else ' --data DATA'}"
+    )
+
+
+def _origin(arch_id: str, study: str | None, storage: str) -> dict[str, Any]:
+    """Where the choice came from: the study's facts about the architecture, where there is a study that holds it."""
+    from explorer import __version__
+    from explorer.errors import StoreError
+    from explorer.store import Store
+
+    origin: dict[str, Any] = {"swinexplore": __version__}
+    try:
+        store = Store.open(storage)
+        record = store.study(study)
+    except StoreError:
+        if study is not None:
+            raise
+        return origin
+    for candidate in store.candidates(record):
+        if candidate.arch.id == arch_id:
+            target = store.target(record.target_id)
+            found = {"study": record.name, "accuracy": candidate.accuracy, "latency_ms": candidate.latency_ms}
+            return {
+                **origin,
+                **found,
+                "proxy": record.identity["proxy"],
+                "recipe": record.recipe_id,
+                "target": asdict(target),
+            }
+    return origin
+
+
+def _load_weights(module: Swin, checkpoint: Path, *, same_arch: bool = False, new_head: bool = False) -> Layout:
+    """Fills `module` from a checkpoint of `train` or of a public model; returns the layout.
+
+    `same_arch`: refuses a checkpoint of `train` that is another architecture's, as far as its tensors might fit.
+    """
+    from explorer import model
+    from explorer.model.weights import read_weights
+
+    state = read_weights(checkpoint)
+    if same_arch and "key" in state and str(state["key"]).partition("/")[0] != module.arch.id:
+        # A shift has no weights that would tell.
+        raise WeightsError(f"{checkpoint}: the weights of another architecture than {module.arch.name}")
+    try:
+        return model.load_weights(module, state, new_head=new_head)
+    except WeightsError as error:
+        raise WeightsError(f"{checkpoint}: {error}") from None
+
+
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="A run file that `export` wrote.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="A set by name or a folder; default: the run file's.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="For checkpoints; default: beside the run file.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Start from these: a checkpoint, or weights of timm, torchvision or the Swin authors.",
+        ),
+    ] = None,
+    new_head: Annotated[
+        bool, typer.Option("--new-head", help="With --weights of other classes: start the classifier anew.")
+    ] = False,
+    checkpoint_blocks: Annotated[
+        bool, typer.Option("--checkpoint-blocks", help="Gradient checkpointing: less memory, about a third more time.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="Where to train: auto, cpu or cuda.")] = "auto",
+    data_root: options.DataRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an epoch.")] = False,
+) -> None:
+    """Train an exported architecture; started again, it goes on from the last epoch."""
+    from explorer import latency, model
+    from explorer.latency.environment import exclusive
+    from explorer.training.data import describe, load, resting_device
+    from explorer.training.recipe import load_run
+    from explorer.training.trainer import Checkpoint, require_fit
+    from explorer.training.trainer import train as train_module
+
+    run = load_run(run_file)
+    arch = run.architecture(str(run_file))
+    recipe = run.recipe if epochs is None else run.recipe.model_copy(update={"epochs": epochs})
+    spec = data or run.data
+    if spec is None:
+        raise RecipeError(f"{run_file}: data: is not set; set it, or give --data (a set by name or a folder)")
+    info = describe(spec, options.data_root(data_root))
+    if info.num_classes != arch.num_classes:
+        raise RecipeError(
+            f"{run_file}: arch.num_classes: {arch.num_classes}, but {spec} has {info.num_classes} classes; "
+            f"set arch.num_classes: {info.num_classes}, or choose other data"
+        )
+    import torch
+
+    kind = latency.resolve("torch", device=device)[0].device_kind
+    sizes = {"image_size": arch.image_size, "channels": arch.channels}
+    loaded = load(info, **sizes, device=resting_device(info, **sizes, device=torch.device(kind)))
+    folder = to or run_file.parent
+    split = loaded.for_training(recipe.train_images, recipe.eval_images)
+    require_fit(recipe, split)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to: {folder}: cannot be made: {error.strerror}") from None
+    key = [arch.id, recipe.id, info.id, str(run.seed)]
+    module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path)
+    module.checkpoint_blocks(checkpoint_blocks)
+    if new_head and weights is None:
+        raise RecipeError("--new-head: says how to start from --weights; give both, or neither")
+    if weights is not None:
+        layout = _load_weights(module, weights, new_head=new_head)
+        console.note(f"starting from {weights}, in the layout of {layout}{', with a new head' * new_head}")
+        key.append(_digest(weights))
+    kept = Checkpoint(folder / "checkpoint.pt", "/".join(key))
+    if kept.path.exists():
+        console.note(f"going on from {kept.path}")
+    console.note(
+        f"training {arch.name} on {spec} ({info.num_train:,} images) on {kind}, {recipe.epochs} epochs, into {kept.path}"
+    )
+    with exclusive(kind):
+        outcome = train_module(
+            module,
+            recipe,
+            split,
+            seed=run.seed,
+            device=torch.device(kind),
+            on_epoch=lambda epoch: (
+                console.json_line(asdict(epoch)) if as_json else console.document(_epoch_line(epoch, recipe.epochs))
+            ),
+            checkpoint=kept,
+        )
+    summary = {
+        "accuracy": outcome.accuracy,
+        "epochs": recipe.epochs,
+        "train_s": outcome.train_s,
+        "checkpoint": str(kept.path),
+    }
+    if as_json:
+        console.json_line(summary)
+    else:
+        console.document(f"test accuracy {outcome.accuracy:.4f} after {recipe.epochs} epochs; weights in {kept.path}")
+
+
+def _digest(file: Path) -> str:
+    """Names the weights that a training started from, so that it is not resumed with others."""
+    import hashlib
+
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+
+
+def _epoch_line(epoch: Any, epochs: int) -> str:
+    return f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s"

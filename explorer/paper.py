@@ -1,0 +1,92 @@
+"""The tables of the Swin-Free paper (Koo et al. 2023, arXiv 2306.13776), row by row, with the figures it gives.
+
+`83.x` and the like are as the paper's plots can be read; words say what its text states where no figure can be read; an
+empty string means that the paper gives nothing. Accuracies are top-1 in percent on ImageNet-1K, latencies are of batch 1
+on an RTX 3080 (TensorRT 8.5 FP16, PyTorch 1.13 FP32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from explorer.arch import PRESETS, Arch, parse_name
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row: `label` as the paper has it, the architecture's name, and the paper's figures.
+
+    `flops_g`: 1e9 multiply-adds, those of element-wise operations included. `params_m`: 1e6 deployed parameters.
+    """
+
+    label: str
+    name: str
+    top1: str = ""
+    tensorrt_fp16_ms: str = ""
+    torch_fp32_ms: str = ""
+    flops_g: float | None = None
+    params_m: float | None = None
+
+    @property
+    def arch(self) -> Arch:
+        """The architecture, in canonical form."""
+        return PRESETS.get(self.name) or parse_name(self.name)
+
+
+TABLE_4: Final = (
+    PaperRow("case 1: 1,1,1,1", "Swin-B", "83.4"),
+    PaperRow("case 2: 0,1,1,1", "Swin-B-S0111", "82.x"),
+    PaperRow("case 3: 0,0,1,1", "Swin-B-S0011", "82.x"),
+    PaperRow("case 4: 0,0,0,1", "Swin-B-S0001", "diverged"),
+    PaperRow("case 5: 0,0,1,0", "Swin-B-S0010", "82.x"),
+    PaperRow("case 6: 0,1,0,0", "Swin-B-S0100", "diverged"),
+    PaperRow("case 7: 1,0,0,0", "Swin-B-S1000", "diverged"),
+    PaperRow("case 8: 0,0,0,0", "Swin-B-S0000", "diverged"),
+)
+TABLE_5: Final = (
+    PaperRow("case 1: 7,7,7,7", "Swin-B-S0000", "diverged", torch_fp32_ms="slowest group"),
+    PaperRow("case 2: 7,7,14,7", "Swin-B-W7.7.14.7-S0000", "83.x", torch_fp32_ms="faster than case 1"),
+    PaperRow("case 3: 7,14,7,7", "Swin-B-W7.14.7.7-S0000", "81.x", torch_fp32_ms="as case 1"),
+    PaperRow("case 4: 14,7,7,7", "Swin-B-W14.7.7.7-S0000", "81.x", torch_fp32_ms="as case 1"),
+    PaperRow("case 5: 7,14,14,7", "Swin-Free-B", "83.x, chosen", torch_fp32_ms="among the fastest"),
+    PaperRow("case 6: 14,7,14,7", "Swin-B-W14.7.14.7-S0000", "83.x", torch_fp32_ms="among the fastest"),
+    PaperRow("case 7: 14,14,7,7", "Swin-B-W14.14.7.7-S0000", "81.x", torch_fp32_ms="worse than 5 and 6"),
+    PaperRow(
+        "case 8: 14,14,14,7", "Swin-B-W14.14.14.7-S0000", "83.x, below case 5", torch_fp32_ms="no better than 5 or 6"
+    ),
+)
+
+
+def _row(
+    name: str,
+    flops_g: float | None,
+    params_m: float | None,
+    top1: str = "",
+    tensorrt_fp16_ms: str = "",
+    torch_fp32_ms: str = "",
+) -> PaperRow:
+    return PaperRow(name.removesuffix("-224"), name, top1, tensorrt_fp16_ms, torch_fp32_ms, flops_g, params_m)
+
+
+TABLE_6: Final = (
+    _row("Swin-B", 15.9, 88.7, "83.4", "2.1", "14.3"),
+    _row("Swin-B-BR", 15.6, 88.7, "below Swin-Free-B-BR", "above Swin-Free-B-BR"),
+    _row("SwinV2-B-224", None, None, "as Swin-Free-B", "far above Swin-Free-B"),
+    _row("Swin-Free-B", 16.8, 99.4, "above 83.4", "2.0", "12.x"),
+    _row("Swin-Free-T", 5.0, 31.6, "82.x, above Swin-T"),
+    _row("Swin-Free-S", 9.7, 58.3, "83.x, above Swin-S"),
+    _row("Swin-Free-T-BR", 4.8, 31.6, "as Swin-Free-T", "below Swin-Free-T", "above Swin-Free-T"),
+    _row("Swin-Free-S-BR", 9.5, 58.3, "as Swin-Free-S", "below Swin-Free-S"),
+    _row("Swin-Free-B-BR", 16.4, 99.4, "just below Swin-Free-B", "19 % below Swin-B"),
+    _row("Swin-Free-B-DR10", 11.3, 69.3),
+    _row("Swin-Free-B-DR12", 12.7, 76.8, "as Swin-Free-B", "1.5"),
+    _row("Swin-Free-B-DR14", 14.0, 84.4),
+    _row("Swin-Free-B-DR16", 15.4, 91.9),
+    _row("Swin-Free-B-BR-DR12", 12.4, 76.9, "83.3", "1.3"),
+    _row("Swin-Free-B-BR-DR14", 13.7, 84.4, "83.7", "1.4"),
+    _row("Swin-Free-B-BR-DR16", 15.1, 91.9),
+)
+
+TABLES: Final = MappingProxyType({"table4": TABLE_4, "table5": TABLE_5, "table6": TABLE_6})
