@@ -47,7 +47,10 @@ class TokenBatchNorm(nn.BatchNorm1d):
         """(..., C) -> (..., C)."""
         flat = x_BHWC.reshape(-1, x_BHWC.shape[-1])
         if self.is_recomputing:
-            return F.batch_norm(flat, None, None, self.weight, self.bias, True, eps=self.eps).view(x_BHWC.shape)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            statistics = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(flat, *statistics, self.weight, self.bias, True, eps=self.eps).view(x_BHWC.shape)
         return super().forward(flat).view(x_BHWC.shape)
 
 
@@ -384,10 +387,11 @@ def scatter_weights(module: Swin, seed: int) -> None:
     norms = [norm for norm in module.modules() if isinstance(norm, TokenBatchNorm)]
     if norms:
         momentum, was_training = norms[0].momentum, module.training
+        module.eval()  # no stochastic depth
         for norm in norms:
-            norm.momentum = 1.0
+            norm.train().momentum = 1.0
         shape = (2, module.arch.channels, module.arch.image_size, module.arch.image_size)
-        module.train()(torch.randn(shape, generator=generator).to(parameter))
+        module(torch.randn(shape, generator=generator).to(parameter))
         for norm in norms:
             norm.momentum = momentum
         module.train(was_training)
