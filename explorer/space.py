@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, divisors, parse_name, window_unit
+from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, divisors, parse_name, sizes_in, window_unit
 from explorer.document import Document, Version, read
 from explorer.errors import ArchError, SpaceError
 
@@ -193,9 +193,10 @@ class Space:
     @cached_property
     def id(self) -> str:
         """`s1-` and 12 hex digits over what can be found in the space; the name, order and seeds do not matter."""
-        searched = {"windows", "shifts", "br", "depths"}
+        left_out = {"windows", "shifts", "br", "depths", "pretrained_windows"}
+        left_out |= set() if self.base.v2 else {"v2"}  # as before there was a V2
         content = {
-            "base": {key: value for key, value in self.base.to_dict().items() if key not in searched},
+            "base": {key: value for key, value in self.base.to_dict().items() if key not in left_out},
             "depths": [*self.base.depths[:2], self.base.depths[3]],
             "stages": [self._pairs(stage) for stage in range(NUM_STAGES)],
             "br": sorted(self.br),
@@ -256,6 +257,11 @@ def shipped() -> list[str]:
 
 
 def _from_file(path: Path, file: _SpaceFile, base: Arch) -> Space:
+    if any(base.pretrained_windows):
+        raise SpaceError(
+            f"{path}: base: {base.name}: a space has no pretrained windows (F): its proxies are trained from scratch, and "
+            "they cost no latency; leave the suffix out"
+        )
     windows = _per_stage(path, "windows", file.search.windows, base.windows)
     shifts = _per_stage(path, "shifts", file.search.shifts, base.shifts)
     for stage, choices in enumerate(windows):
@@ -333,11 +339,11 @@ def _require_proxies(path: Path, space: Space) -> None:
 
 def _seed(path: Path, index: int, name: str, base: Arch) -> Arch:
     try:
-        own, seed = parse_name(name), parse_name(name, **_sizes(base))
+        seed, given = parse_name(name, **_sizes(base)), sizes_in(name)
     except ArchError as error:
         raise SpaceError(f"{path}: seeds[{index}]: {error}") from None
     for field, value in _sizes(base).items():
-        if getattr(own, field) not in (value, getattr(Arch, field)):
+        if given.get(field, value) != value:
             raise SpaceError(
                 f"{path}: seeds[{index}]: {name}: {field} is the base's, {value}; leave it out of the name"
             )

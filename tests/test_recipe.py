@@ -31,6 +31,8 @@ OTHERS: dict[str, Any] = {
     "eval_images": 50,
     "precision": "fp32",
 }
+#: Fields of an architecture that run files of version 0.1 do not have.
+NEWER = ("v2", "pretrained_windows")
 
 
 @pytest.fixture
@@ -152,7 +154,18 @@ def run_of(arch: Arch, **given: Any) -> RunFile:
     return RunFile(version=1, name="chosen", arch=arch.to_dict(), recipe=Recipe(epochs=4), **given)
 
 
-@pytest.mark.parametrize("name", ["Swin-T", "Swin-Free-B-BR-DR14", "Swin-E16x2.2.2.2-W7.14.7.7-S0110-R56-P1-C1-N10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Swin-T",
+        "Swin-Free-B-BR-DR14",
+        "Swin-E16x2.2.2.2-W7.14.7.7-S0110-R56-P1-C1-N10",
+        "Swin-T-W5.21.4.3",
+        "SwinV2-T",
+        "SwinV2-B-224",
+        "SwinV2-B-W24.24.24.12-384-F12.12.12.6",
+    ],
+)
 def test_run_file_reads_back_as_it_was_written(name: str, file: Path) -> None:
     arch = parse_name(name)
     run = run_of(arch, data="contours", seed=7, origin={"study": "mine", "accuracy": 0.5, "target": {"threads": 2}})
@@ -191,7 +204,17 @@ def test_seed_data_and_origin_of_a_run_file_may_be_left_out(file: Path) -> None:
         ("br: false", "br: false\n  dim: 96", ["arch.dim", "allowed", "embed_dim,"]),
         ("windows: [7, 7, 7, 7]", "windows: 7", ["arch.windows", "7", "4 values"]),
         ("windows: [7, 7, 7, 7]", "windows: [7, 7, 7]", ["arch.windows", "4 values"]),
-        ("windows: [7, 7, 7, 7]", "windows: [7, 9, 7, 7]", ["arch.windows.stage2", "9", "28", "14"]),
+        ("windows: [7, 7, 7, 7]", "windows: [7, 0, 7, 7]", ["arch.windows.stage2", "0", "from 1 to 1,000,000"]),
+        ("image_size: 224", "image_size: 225", ["arch.image_size", "225", "multiple of 32", "224 or 256"]),
+        ("v2: false", "v2: 2", ["arch.v2", "2", "true or false"]),
+        ("v2: false", "v2: null", ["arch.v2", "None", "true or false"]),
+        ("pretrained_windows: [0, 0, 0, 0]", "pretrained_windows: 12", ["arch.pretrained_windows", "12", "4 values"]),
+        ("pretrained_windows: [0, 0, 0, 0]", "pretrained_windows: [0, 0]", ["arch.pretrained_windows", "4 values"]),
+        (
+            "pretrained_windows: [0, 0, 0, 0]",
+            "pretrained_windows: [0, -6, 0, 0]",
+            ["arch.pretrained_windows.stage2", "-6", "from 1 to 1,000,000"],
+        ),
         ("num_heads: [3, 6, 12, 24]", "num_heads: [3, 5, 12, 24]", ["arch.num_heads.stage2", "5", "192"]),
         ("br: false", "br: 0", ["arch.br", "0", "true or false"]),
         ("epochs: 4", "epochs: 0", ["recipe.epochs", "0", "greater than 0"]),
@@ -219,12 +242,39 @@ def test_run_file_that_is_missing_is_named(file: Path) -> None:
         load_run(file)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Arch)])
+@pytest.mark.parametrize("field", [field.name for field in fields(Arch) if field.name not in NEWER])
 def test_run_file_whose_arch_leaves_out_a_field_is_refused(field: str, file: Path) -> None:
     run = run_of(parse_name("Swin-T"))
     write_run(run.model_copy(update={"arch": {key: value for key, value in run.arch.items() if key != field}}), file)
     with pytest.raises(RecipeError, match=rf"mine\.yaml: arch: {field} missing"):
         load_run(file)
+
+
+@pytest.mark.parametrize("name", ["Swin-T", "Swin-Free-B-BR-DR14"])
+def test_run_file_from_before_swin_v2_is_read(name: str, file: Path) -> None:
+    run = run_of(parse_name(name))
+    old = run.model_copy(update={"arch": {key: value for key, value in run.arch.items() if key not in NEWER}})
+    write_run(old, file)
+    assert not any(f"{field}:" in file.read_text(encoding="utf-8") for field in NEWER)
+    assert load_run(file) == old
+    assert load_run(file).architecture("run") == parse_name(name)
+
+
+@pytest.mark.parametrize("field", NEWER)
+def test_run_file_that_leaves_out_one_of_the_newer_fields_is_refused(field: str, file: Path) -> None:
+    """A Swin V2 without its `v2` would be another network."""
+    run = run_of(parse_name("SwinV2-T"))
+    write_run(run.model_copy(update={"arch": {key: value for key, value in run.arch.items() if key != field}}), file)
+    with pytest.raises(RecipeError, match=rf"mine\.yaml: arch: {field} missing"):
+        load_run(file)
+
+
+def test_window_of_a_run_file_that_does_not_divide_its_grid_is_read(file: Path) -> None:
+    write_run(run_of(parse_name("Swin-T")), file)
+    text = file.read_text(encoding="utf-8")
+    assert text.count("windows: [7, 7, 7, 7]") == 1
+    file.write_text(text.replace("windows: [7, 7, 7, 7]", "windows: [7, 9, 7, 7]"), encoding="utf-8")
+    assert load_run(file).architecture("run") == parse_name("Swin-T-W7.9.7.7")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, parse_name
 from explorer.errors import SpaceError
-from explorer.space import Dimension, Space, find, shipped
+from explorer.space import Dimension, Space, find, presets_like, shipped
 
 TINY = parse_name("Swin-E16x2.2.2.2-R56-P1-N10")
+TINY_V2 = parse_name("SwinV2-E16x2.2.2.2-56-P1-N10")
 STAGES = tuple(f"stage{stage}" for stage in range(1, NUM_STAGES + 1))
 SWINFREE: dict[str, Any] = {
     "version": 1,
@@ -70,13 +71,13 @@ def swinfree() -> Space:
 
 
 def network(arch: Arch) -> tuple[object, ...]:
-    """What is built, told without `canonical`: window and shift of every block, norm and depths."""
+    """What is built, told without `canonical`: window and shift of every block, version, norm and depths."""
     blocks = []
     for stage in range(NUM_STAGES):
         window = min(arch.windows[stage], arch.tokens[stage])
         rolls = arch.shifts[stage] and window < arch.tokens[stage]
         blocks.append(tuple((window, rolls and block % 2 == 1) for block in range(arch.depths[stage])))
-    return (arch.br, *blocks)
+    return (arch.v2, arch.br, *blocks)
 
 
 def raw_archs(space: Space) -> list[Arch]:
@@ -95,17 +96,15 @@ def raw_archs(space: Space) -> list[Arch]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    """Small spaces around a tiny base, often with a stage of one block and with windows that cover their stage."""
+    """Small spaces around a tiny base, often with a stage of one block and windows that cover or pad their stage."""
     shift_choices = st.sampled_from([(False,), (True,), (False, True), (True, False)])
     window_choices = [
-        st.lists(
-            st.sampled_from([side // n for n in (8, 4, 2, 1) if side // n >= 7]), min_size=1, max_size=2, unique=True
-        )
+        st.lists(st.integers(1, side // 7).map(lambda n: 7 * n), min_size=1, max_size=2, unique=True)
         for side in TINY.tokens
     ]
     return Space(
         name="drawn",
-        base=replace(TINY, depths=draw(st.tuples(*[st.integers(1, 3)] * NUM_STAGES))),
+        base=replace(draw(st.sampled_from([TINY, TINY_V2])), depths=draw(st.tuples(*[st.integers(1, 3)] * NUM_STAGES))),
         windows=tuple(tuple(draw(choices)) for choices in window_choices),
         shifts=tuple(draw(shift_choices) for _ in range(NUM_STAGES)),
         br=draw(shift_choices),
@@ -148,6 +147,7 @@ def test_architectures_are_those_of_the_raw_choices(space: Space) -> None:
         ({"shifts": {"stage3": [False, True]}, "depth3": [1, 2, 3]}, 6, 5),
         ({"windows": {"stage3": [7, 14]}, "shifts": {"stage3": [False, True]}, "depth3": [1, 2]}, 8, 5),
         ({"windows": {"stage4": [7]}, "shifts": {"stage4": [False, True]}, "br": [True, False]}, 4, 2),
+        ({"windows": {"stage1": [7, 21, 56]}, "shifts": {"stage1": [False, True]}}, 6, 5),
     ],
 )
 def test_shift_is_counted_once_where_it_does_nothing(
@@ -258,6 +258,139 @@ def test_space_id_tells_what_is_searched_not_how_it_is_written(tmp_path: Path) -
     assert len(ids) == 5
 
 
+# -- Swin V2, padding and sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["T", "S", "B"])
+@pytest.mark.parametrize(("family", "unit"), [("Swin", 7), ("SwinV2", 8), ("Swin-Free", 7)])
+def test_every_published_size_is_a_base(tmp_path: Path, family: str, unit: int, size: str) -> None:
+    space = Space.load(write(tmp_path, {"version": 1, "base": f"{family}-{size}", "search": {"br": [False, True]}}))
+    assert space.base == PRESETS[f"{family}-{size}"]
+    assert space.proxy_scale == ProxyScale(unit)
+    assert [arch.br for arch in space.archs()] == [False, True]
+
+
+def test_space_around_swin_v2_holds_swin_v2_alone(tmp_path: Path) -> None:
+    search = {"windows": {"stage1": [8, 16], "stage4": [8]}, "shifts": {"stage1": [False, True]}, "depth3": [4, 6]}
+    space = Space.load(write(tmp_path, {"version": 1, "base": "SwinV2-T", "search": search, "seeds": ["SwinV2-T-DR4"]}))
+    assert space.dimensions == (
+        Dimension("stage1", ("w8", "w8-shift", "w16", "w16-shift")),
+        Dimension("depth3", (4, 6)),
+    )
+    assert (space.raw_points, space.architectures) == (8, 8)
+    assert {arch.v2 for arch in space.archs()} == {True}
+    assert space.arch({"stage1": "w16", "depth3": 4}) == parse_name("SwinV2-T-W16.8.8.8-S0110-DR4")
+    assert [arch.name for arch in space.known_networks()] == ["SwinV2-T", "SwinV2-T-DR4"]
+
+
+def test_swin_and_swin_v2_at_the_same_sizes_are_different_spaces(tmp_path: Path) -> None:
+    """At 224 pixels both have windows of 7 tokens: nothing but the version tells them apart."""
+    search = {"br": [False, True]}
+    swin, v2 = (
+        Space.load(write(tmp_path, {"version": 1, "base": base, "search": search}))
+        for base in ("Swin-B", "SwinV2-B-224")
+    )
+    assert swin.describe() == v2.describe()
+    assert swin.id != v2.id
+    assert swin.point(v2.base) is None
+    assert v2.point(swin.base) is None
+    assert [arch.name for arch in swin.known_networks()] == ["Swin-B", "Swin-B-BR"]
+    assert [arch.name for arch in v2.known_networks()] == ["SwinV2-B-224"]
+
+
+def test_base_with_pretrained_windows_is_refused(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "SwinV2-B-384-W24.24.24.12-F12.12.12.6", "search": {"windows": {"stage1": [12, 24]}}}
+    assert "base: SwinV2-B-W24.24.24.12-384-F12.12.12.6: a space has no pretrained windows (F)" in error_of(
+        write(tmp_path, file)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "space_id"),
+    [("demo", "s1-887ed3499df5"), ("swinfree", "s1-91cbf7131d29"), ("swinfree-large", "s1-253e817afabe")],
+)
+def test_ids_of_shipped_spaces_are_those_of_version_0_1(name: str, space_id: str) -> None:
+    assert Space.load(f"{name}.yaml").id == space_id
+
+
+def test_spaces_of_swin_and_swin_v2_have_different_ids(tmp_path: Path) -> None:
+    search = {"br": [False, True]}
+    first = Space.load(write(tmp_path, {"version": 1, "base": "Swin-B", "search": search}))
+    second = Space.load(write(tmp_path, {"version": 1, "base": "SwinV2-B-224", "search": search}))
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize("base", ["SwinV2-T-384", "SwinV2-T-224"])
+def test_seed_without_a_size_takes_the_base_s(base: str, tmp_path: Path) -> None:
+    file = {"version": 1, "base": base, "search": {"br": [False, True]}, "seeds": ["SwinV2-T-BR"]}
+    assert [seed.image_size for seed in Space.load(write(tmp_path, file)).seeds] == [int(base[-3:])]
+
+
+@pytest.mark.parametrize(("base", "seed"), [("SwinV2-T", "SwinV2-T-224-BR"), ("Swin-B-R448", "Swin-B-BR-R224")])
+def test_seed_with_another_size_than_the_base_s_is_refused(base: str, seed: str, tmp_path: Path) -> None:
+    file = {"version": 1, "base": base, "search": {"br": [False, True]}, "seeds": [seed]}
+    assert f"seeds[0]: {seed}: image_size is the base's, " in error_of(write(tmp_path, file))
+
+
+def test_window_that_does_not_divide_its_grid_is_searched(tmp_path: Path) -> None:
+    search = {"windows": {"stage1": [7, 21], "stage2": [21]}, "shifts": {"stage1": [False, True]}}
+    space = Space.load(write(tmp_path, {"version": 1, "base": "Swin-T", "search": search}))
+    assert space.dimensions == (Dimension("stage1", ("w7", "w7-shift", "w21", "w21-shift")),)
+    assert space.proxy_scale.from_unit == 7
+    padded = space.arch({"stage1": "w21-shift"})
+    assert padded == parse_name("Swin-T-W21.21.7.7")
+    assert [padded.is_padded(stage) for stage in range(NUM_STAGES)] == [True, True, False, False]
+    assert padded.proxy(space.proxy_scale, channels=1, num_classes=10).windows == (6, 6, 2, 2)
+    assert space.point(padded) == {"stage1": "w21-shift"}
+
+
+def test_window_that_shares_no_unit_with_the_grids_needs_a_smaller_unit(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "Swin-T", "search": {"windows": {"stage1": [7, 9]}}}
+    assert "proxy.unit: 2 is more than 1, the largest number that divides all windows [7, 9]" in error_of(
+        write(tmp_path, file)
+    )
+    space = Space.load(write(tmp_path, file | {"proxy": {"unit": 1}}))
+    assert space.arch({"stage1": "w9-shift"}).windows_per_side == (7, 4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("Swin-B", "SwinV2-B-224"),
+        ("Swin-B-R256", "Swin-Free-B-BR-DR12-R256"),
+        ("SwinV2-T", "SwinV2-B"),
+        ("SwinV2-T-384", "SwinV2-B-384"),
+        ("SwinV2-T-384", "Swin-T-R384"),
+        ("Swin-T-R56-P1-C1-N10", "SwinV2-S-56-P1-C1-N10"),
+    ],
+)
+def test_presets_like_a_base_are_all_presets_at_its_sizes(base: str, name: str) -> None:
+    arch = parse_name(base)
+    alike = presets_like(arch)
+    sizes = {(each.image_size, each.patch_size, each.channels, each.num_classes) for each in alike}
+    assert sizes == {(arch.image_size, arch.patch_size, arch.channels, arch.num_classes)}
+    assert parse_name(name) in alike
+    # SwinV2-B and SwinV2-B-224 are one network at one image size.
+    assert len({each.id for each in alike}) == len(alike) == len(PRESETS) - 1
+
+
+def test_presets_that_are_one_network_at_small_grids_come_once() -> None:
+    """On a grid of 8 tokens, Swin-Free's windows of 7, 4, 2 and 1 tokens are Swin's."""
+    alike = presets_like(parse_name("Swin-T-R8-P1"))
+    assert len({each.id for each in alike}) == len(alike)
+    names = [each.name for each in alike]
+    assert names.count("SwinV2-B-8-P1") == 1
+    assert {"Swin-T-R8-P1", "Swin-Free-T-R8-P1"} <= set(names)
+
+
+def test_presets_whose_windows_pad_are_known_where_the_space_holds_them(tmp_path: Path) -> None:
+    search = {"windows": {"stage2": [7, 14], "stage3": [7, 14]}, "shifts": {s: [False, True] for s in STAGES}}
+    file = {"version": 1, "base": "Swin-T-R256", "search": search, "proxy": {"unit": 1}}
+    space = Space.load(write(tmp_path, file))
+    assert [arch.name for arch in space.known_networks()] == ["Swin-T-R256", "Swin-Free-T-R256"]
+    assert all(arch.is_padded(0) for arch in space.known_networks())
+
+
 # -- the input size given by the caller -------------------------------------------------------------------------------
 
 
@@ -266,11 +399,51 @@ def test_image_size_replaces_that_of_the_base(tmp_path: Path) -> None:
     assert space.base == parse_name("Swin-Free-B-R448")
 
 
-def test_image_size_that_the_windows_do_not_divide_is_refused() -> None:
-    with pytest.raises(
-        SpaceError, match=r"swinfree\.yaml: base: 'Swin-B': windows\.stage1: 7 does not divide 64 tokens; use one of"
-    ):
-        Space.load("swinfree.yaml", image_size=256)
+@pytest.mark.parametrize(
+    ("image_size", "grids"), [(256, "[64, 32, 16, 8]"), (288, "[72, 36, 18, 9]"), (384, "[96, 48, 24, 12]")]
+)
+def test_image_size_whose_grids_share_no_unit_with_the_windows_is_refused(image_size: int, grids: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        Space.load("swinfree.yaml", image_size=image_size)
+    assert str(caught.value).endswith(
+        f"swinfree.yaml: proxy.unit: 2 is more than 1, the largest number that divides all windows [7, 14] and grids "
+        f"{grids}; choose windows with a larger common divisor, or a smaller unit"
+    )
+
+
+def test_image_size_whose_grids_share_no_unit_is_searched_with_a_unit_of_one(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "Swin-T", "search": {"br": [False, True]}, "proxy": {"unit": 1}}
+    space = Space.load(write(tmp_path, file), image_size=256)
+    assert [arch.name for arch in space.archs()] == ["Swin-T-R256", "Swin-T-BR-R256"]
+    proxy = space.base.proxy(space.proxy_scale, channels=1, num_classes=10)
+    assert (proxy.windows, proxy.tokens, proxy.windows_per_side) == ((7, 7, 7, 7), (64, 32, 16, 8), (10, 5, 3, 2))
+
+
+def test_image_size_at_which_a_window_is_larger_than_its_grid_is_refused() -> None:
+    with pytest.raises(SpaceError) as caught:
+        Space.load("swinfree.yaml", image_size=192)
+    assert str(caught.value).endswith(
+        "swinfree.yaml: search.windows.stage3: 14 is more than the 12 tokens per side; use one of 1, 2, 3, 4, 6, 12, "
+        "or another window up to that, whose grid is padded"
+    )
+
+
+def test_image_size_that_makes_no_grids_is_refused() -> None:
+    with pytest.raises(SpaceError) as caught:
+        Space.load("swinfree.yaml", image_size=250)
+    assert str(caught.value).endswith(
+        "swinfree.yaml: base: 'Swin-B': image_size: 250 is not a multiple of 32 (patch_size x 8); use 224 or 256"
+    )
+
+
+@pytest.mark.parametrize(("image_size", "window"), [(224, 7), (256, 8), (384, 12), (512, 16)])
+def test_windows_of_swin_v2_follow_the_image_size(tmp_path: Path, image_size: int, window: int) -> None:
+    file = {"version": 1, "base": "SwinV2-T", "search": {"br": [False, True]}}
+    space = Space.load(write(tmp_path, file), image_size=image_size)
+    assert space.base.windows == (window,) * NUM_STAGES
+    assert space.proxy_scale.from_unit == window
+    proxy = space.base.proxy(space.proxy_scale, channels=1, num_classes=10)
+    assert (proxy.v2, proxy.windows, proxy.image_size) == (True, (2, 2, 2, 2), 32)
 
 
 def test_image_size_gives_the_same_base_as_the_name_with_that_size(tmp_path: Path) -> None:
@@ -357,6 +530,8 @@ BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
     ("version", None, "version: None is not a whole number; allowed: 1"),
     ("base", "ResNet-50", "base: 'ResNet-50' is no architecture; allowed: a preset (Swin-T, "),
     ("base", "Swin-B-X", "base: 'Swin-B-X': 'X' is no suffix; allowed: W7.14.14.7"),
+    ("base", "Swin-B-F12.12.12.6", "base: 'Swin-B-F12.12.12.6': F is a suffix of SwinV2 alone; leave it out"),
+    ("base", "SwinV2-B-250", "base: 'SwinV2-B-250': image_size: 250 is not a multiple of 32 (patch_size x 8); use 224"),
     ("base", 5, "base: 5: input should be a valid string"),
     # wrong types
     ("search", None, "search: None is not a mapping; its keys are: windows"),
@@ -376,10 +551,16 @@ BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
     # values that no architecture can have
     (
         "search.windows.stage1",
-        [7, 9],
-        "search.windows.stage1: 9 does not divide 56 tokens; use one of 1, 2, 4, 7, 8, 14",
+        [7, 57],
+        "search.windows.stage1: 57 is more than the 56 tokens per side; use one of 1, 2, 4, 7, 8, 14, 28, 56, or "
+        "another window up to that, whose grid is padded",
     ),
-    ("search.windows.stage4", [14], "search.windows.stage4: 14 does not divide 7 tokens; use 1 or 7"),
+    (
+        "search.windows.stage4",
+        [14],
+        "search.windows.stage4: 14 is more than the 7 tokens per side; use 1 or 7, or another window up to that, whose "
+        "grid is padded",
+    ),
     ("search.windows.stage3", [0], "search.windows.stage3[0]: 0: input should be greater than 0"),
     ("search.depth3", [10, 0], "search.depth3[1]: 0: input should be greater than 0"),
     # choices
@@ -395,13 +576,21 @@ BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
         [7, 8],
         "proxy.unit: 2 is more than 1, the largest number that divides all windows [7, 8",
     ),
+    (
+        "search.windows.stage1",
+        [7, 9],
+        "proxy.unit: 2 is more than 1, the largest number that divides all windows [7, 9, 14] and grids [56, 28, 14, 7]"
+        "; choose windows with a larger common divisor, or a smaller unit",
+    ),
     ("proxy.unit", 8, "proxy.unit: 8 is more than 7, the largest number that divides all windows [7, 14]"),
     ("proxy.unit", 0, "proxy.unit: 0: input should be greater than 0"),
     ("proxy.head_dim", 5, "proxy.head_dim: 5 does not divide proxy.embed_dim 32; use one of [1, 2, 4, 8, 16, 32]"),
     # seeds
     ("seeds", ["Swin-B-DR1", "Swin-T"], "seeds[1]: Swin-T is not in the space"),
     ("seeds", ["ResNet"], "seeds[0]: 'ResNet' is no architecture; allowed: a preset"),
-    ("seeds", ["Swin-B-W5.7.7.7"], "seeds[0]: 'Swin-B-W5.7.7.7': windows.stage1: 5 does not divide 56 tokens"),
+    ("seeds", ["Swin-B-W5.7.7.7-DR1"], "seeds[0]: Swin-B-W5.7.7.7-DR1 is not in the space; allowed: architectures of"),
+    ("seeds", ["Swin-B-W0.7.7.7"], "seeds[0]: 'Swin-B-W0.7.7.7': windows.stage1: 0 is not a whole number from 1 to"),
+    ("seeds", ["SwinV2-B-224-DR1"], "seeds[0]: SwinV2-B-DR1-224 is not in the space"),
 )
 
 
@@ -514,6 +703,11 @@ def test_choice_without_a_proxy_is_refused_though_the_base_has_one(tmp_path: Pat
     message = error_of(write(tmp_path, file))
     assert "search.windows.stage1: 7: proxy.unit: 1" in message
     assert "cannot shift" in message
+
+
+def test_size_of_a_swin_v2_seed_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:
+    file = {"version": 1, "base": "SwinV2-B", "search": {"br": [False, True]}, "seeds": ["SwinV2-B-BR-384"]}
+    assert "seeds[0]: SwinV2-B-BR-384: image_size is the base's, 256; leave it out" in error_of(write(tmp_path, file))
 
 
 def test_size_of_a_seed_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Swin (Liu et al. 2021, arXiv 2103.14030), Swin V2 (Liu et al. 2021, arXiv 2111.0
 `explorer.complexity`.
 """
 
-from explorer.arch.names import PRESETS, heads_for, parse_name
+from explorer.arch.names import PRESETS, heads_for, parse_name, sizes_in
 from explorer.arch.value import (
     HEAD_DIM,
     MAX_COUNT,
@@ -26,5 +26,6 @@ __all__ = [
     "divisors",
     "heads_for",
     "parse_name",
+    "sizes_in",
     "window_unit",
 ]

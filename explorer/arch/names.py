@@ -41,10 +41,11 @@ _FOUR: Final = rf"{_N}(?:\.{_N}){{3}}"
 _SUFFIX: Final = re.compile(
     rf"(?P<windows>W{_FOUR})|(?P<shifts>S[01]{{4}})|(?P<br>BR)|DR(?P<depth3>{_N})|(?P<heads>H{_FOUR})|R?(?P<image_size>{_N})"
     rf"|P(?P<patch_size>{_N})|C(?P<channels>{_N})|N(?P<num_classes>{_N})|M(?P<mlp_ratio>{_N}(?:\.\d{{1,20}})?)"
-    rf"|(?P<pretrained>F{_FOUR})"
+    rf"|(?P<pretrained>F{_FOUR})",
+    re.ASCII,
 )
 _NAME: Final = re.compile(
-    rf"(?P<family>SWINV2|SWIN-FREE|SWIN)-(?P<size>[TSB]|E(?P<dim>{_N})X(?P<depths>{_FOUR}))(?P<rest>(?:-.+)?)"
+    rf"(?P<family>SWINV2|SWIN-FREE|SWIN)-(?P<size>[TSB]|E(?P<dim>{_N})X(?P<depths>{_FOUR}))(?P<rest>(?:-.+)?)", re.ASCII
 )
 _FAMILIES: Final = MappingProxyType({family.upper(): family for family in _IMAGE_SIZES})
 
@@ -109,12 +110,7 @@ def parse_name(name: str, **sizes: int) -> Arch:
     `sizes` (`image_size`, `patch_size`, `channels`, `num_classes`) replace those of the name before it becomes canonical:
     a shift that does nothing at 224 may do something at 448. Raises ArchError when the name spells no architecture.
     """
-    match = _NAME.fullmatch(name.strip().upper())
-    if match is None:
-        raise ArchError(
-            f"{name[:80]!r} is no architecture; allowed: a preset ({', '.join(PRESETS)}) or a name like "
-            "Swin-B-W14.7.14.7-S0010-BR-DR12 (grammar: docs/names.md)"
-        )
+    match = _match(name)
     family = _FAMILIES[match["family"]]
     dim, depths = _SIZES[match["size"]] if match["size"] in _SIZES else (int(match["dim"]), _numbers(match["depths"]))
     values: dict[str, Any] = {
@@ -144,6 +140,22 @@ def parse_name(name: str, **sizes: int) -> Arch:
         return (arch if "windows" in values else replace(arch, windows=own)).canonical()
     except ArchError as error:
         raise ArchError(f"{name!r}: {error}") from None
+
+
+def sizes_in(name: str) -> dict[str, int]:
+    """The sizes (`image_size`, `patch_size`, `channels`, `num_classes`) that `name` itself gives. Raises ArchError."""
+    suffixes = dict(_parse_suffix(name, suffix) for suffix in _match(name)["rest"].split("-")[1:])
+    return {key: suffixes[key] for key in ("image_size", "patch_size", "channels", "num_classes") if key in suffixes}
+
+
+def _match(name: str) -> re.Match[str]:
+    match = _NAME.fullmatch(name.strip().upper())
+    if match is None:
+        raise ArchError(
+            f"{name[:80]!r} is no architecture; allowed: a preset ({', '.join(PRESETS)}) or a name like "
+            "Swin-B-W14.7.14.7-S0010-BR-DR12 (grammar: docs/names.md)"
+        )
+    return match
 
 
 def _parse_suffix(name: str, suffix: str) -> tuple[str, Any]:

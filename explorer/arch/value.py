@@ -128,7 +128,8 @@ class Arch:
         """The one spelling of this network: a window no larger than its grid, a shift only where it does something.
 
         A shift does nothing where one window covers the stage, where a window is one token, and in a stage of one block,
-        whose second block would be the first to shift. `pretrained_windows` is 0 wherever it changes nothing.
+        whose second block would be the first to shift. `pretrained_windows` is 0 wherever it changes nothing, and a unit of
+        1 is 2, whose coordinates are the same.
         """
         windows = tuple(min(window, tokens) for window, tokens in zip(self.windows, self.tokens, strict=True))
         shifts = tuple(
@@ -136,7 +137,7 @@ class Arch:
             for shift, window, tokens, depth in zip(self.shifts, windows, self.tokens, self.depths, strict=True)
         )
         pretrained = tuple(
-            units if self.v2 and window > 1 and units not in (0, window) else 0
+            max(units, 2) if self.v2 and window > 1 and units and max(units, 2) != window else 0
             for units, window in zip(self.pretrained_windows, windows, strict=True)
         )
         changed = (windows, shifts, pretrained) != (self.windows, self.shifts, self.pretrained_windows)

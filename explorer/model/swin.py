@@ -15,6 +15,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,18 +157,36 @@ class WindowAttention(nn.Module):
         """(B*N, L, C) -> (B*N, L, C)."""
         BN, L, C = x_NLC.shape
         qkv = F.linear(x_NLC, self.qkv.weight, self.qkv_bias()).view(BN, L, 3, self.num_heads, C // self.num_heads)
-        q_NhLd, k_NhLd, v_NhLd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        is_plain = x_NLC.device.type == "cpu" and torch.is_grad_enabled()
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        q_NhLd, k_NhLd, v_NhLd = (qkv.contiguous() if is_plain else qkv).unbind(0)
         if self.v2:
             # In fp32: the keys of padded tokens are zero, and half precision has no number that small to divide by.
             q_NhLd = (F.normalize(q_NhLd.float(), dim=-1) * self.cosine_scale()).to(v_NhLd.dtype)
             k_NhLd = F.normalize(k_NhLd.float(), dim=-1).to(v_NhLd.dtype)
-        bias = self.position_bias().to(v_NhLd.dtype)[None]
-        if self.mask is not None:
-            N = self.mask.shape[0]
-            bias = (bias + self.mask.to(bias.dtype)[:, None]).repeat(BN // N, 1, 1, 1)
-        scale = 1.0 if self.v2 else None
-        x_NhLd = F.scaled_dot_product_attention(q_NhLd, k_NhLd, v_NhLd, attn_mask=bias, scale=scale)
+        bias_NhLL = self.position_bias()[None] + (0.0 if self.mask is None else self.mask[:, None])
+        bias_NhLL = bias_NhLL.to(v_NhLd.dtype)
+        scale = 1.0 if self.v2 else q_NhLd.shape[-1] ** -0.5
+        if is_plain:
+            x_NhLd = plain_attention(q_NhLd, k_NhLd, v_NhLd, bias_NhLL, scale)
+        else:
+            if self.mask is not None:
+                bias_NhLL = bias_NhLL.repeat(BN // len(bias_NhLL), 1, 1, 1)
+            x_NhLd = F.scaled_dot_product_attention(q_NhLd, k_NhLd, v_NhLd, attn_mask=bias_NhLL, scale=scale)
         return self.proj(x_NhLd.transpose(1, 2).reshape(BN, L, C))
+
+
+def plain_attention(q_NhLd: Tensor, k_NhLd: Tensor, v_NhLd: Tensor, bias_NhLL: Tensor, scale: float) -> Tensor:
+    """Softmax attention (B*N, h, L, d) with a bias for every window of an image, or one for all.
+
+    For training on a CPU, where scaled_dot_product_attention has no kernel whose bias has a gradient, and what it does
+    instead costs more (benchmarks/model_speed.py).
+    """
+    BN, h, L, _ = q_NhLd.shape
+    q, k, v = (x.flatten(0, 1) for x in (q_NhLd, k_NhLd, v_NhLd))
+    scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)
+    scores = scores.view(-1, len(bias_NhLL), h, L, L).add_(bias_NhLL).view(BN * h, L, L)
+    return torch.bmm(scores.softmax(-1), v).view(BN, h, L, -1)
 
 
 class Mlp(nn.Module):
@@ -184,11 +203,28 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x_BHWC)))
 
 
+class _Reordered(torch.autograd.Function):
+    """Rows in another order, forth and back by one gather each; the general gradient of a gather adds them up."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTC: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x_BTC.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BTC: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient_BTC.index_select(1, inverse), None, None
+
+
 class Block(nn.Module):
     """Window attention and MLP, each with a norm and a skip.
 
     The norm stands before the sub-layer (Liu et al. 2021, figure 3b), in Swin V2 after it, before the skip is added.
     """
+
+    order: Tensor | None
+    inverse: Tensor | None
 
     def __init__(self, arch: Arch, stage: int, block: int, drop_path: float) -> None:
         super().__init__()
@@ -197,6 +233,11 @@ class Block(nn.Module):
         self.tokens, self.window = arch.tokens[stage], min(arch.windows[stage], arch.tokens[stage])
         self.shift = self.window // 2 if arch.has_shift(stage, block) else 0
         self.padding = -self.tokens % self.window
+        is_gathered = self.shift > 0 and self.padding == 0
+        grid = torch.arange(self.tokens**2).view(1, self.tokens, self.tokens, 1)
+        order = partition(grid.roll((-self.shift, -self.shift), (1, 2)), self.window).flatten() if is_gathered else None
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
         mask = shift_mask(self.tokens, self.window) if self.shift else None
         self.norm1 = make_norm(dim, br=arch.br)
         self.attn = WindowAttention(
@@ -225,6 +266,10 @@ class Block(nn.Module):
         Where windows do not divide the grid it is padded with zeros below and on the right, after the shift: timm's
         convention (torchvision pads before the shift).
         """
+        if self.order is not None and self.inverse is not None:
+            x_BTC = _Reordered.apply(x_BHWC.flatten(1, 2), self.order, self.inverse)
+            x_NLC = self.attn(x_BTC.reshape(-1, self.window**2, x_BTC.shape[-1])).view(x_BTC.shape)
+            return _Reordered.apply(x_NLC, self.inverse, self.order).view(x_BHWC.shape)
         if self.shift:
             x_BHWC = x_BHWC.roll((-self.shift, -self.shift), (1, 2))
         if self.padding:

@@ -110,7 +110,8 @@ class RunFile(Document):
 
     def architecture(self, source: str) -> Arch:
         """The `arch` field as a canonical Arch. Raises RecipeError, opened by `source`."""
-        missing = sorted(set(Arch().to_dict()) - set(self.arch) - _NEWER_FIELDS)
+        is_older = not _NEWER_FIELDS & set(self.arch)
+        missing = sorted(set(Arch().to_dict()) - set(self.arch) - (_NEWER_FIELDS if is_older else set()))
         if missing:
             raise RecipeError(f"{source}: arch: {', '.join(missing)} missing; a run file names every field")
         try:
@@ -119,7 +120,7 @@ class RunFile(Document):
             raise RecipeError(f"{source}: arch.{error}") from None
 
 
-#: Fields of an architecture that run files of version 0.1 do not have; what they leave out is the default.
+#: Fields of an architecture that run files of version 0.1 do not have, none of them; they mean the defaults.
 _NEWER_FIELDS: Final = frozenset({"v2", "pretrained_windows"})
 
 
