@@ -5,7 +5,8 @@ shift mask, Swin V2's bias MLP and temperatures are constants; LayerNormalizatio
 
 Everything but the attention works on single tokens, so tokens stay in the order of their windows (`_Layout`) from block to
 block and are re-ordered only where the next block's windows lie differently: a stage without shift is partitioned once,
-where it is entered, together with the patch merging; one window needs nothing. Stages whose windows do not divide the
+where it is entered, together with the patch merging (in a second step where windows grow across it: TensorRT's transposes
+have 8 dims); one window needs nothing, nor do windows of one token. Stages whose windows do not divide the
 grid keep the grid's order, and pad, partition, merge and crop inside each attention; a BatchNorm before such an attention
 stays as a scale and a shift, since folding it would change the padded tokens.
 
@@ -62,6 +63,11 @@ class _Layout:
     @property
     def per_side(self) -> int:
         return self.tokens // self.window
+
+    @property
+    def is_grid_order(self) -> bool:
+        """Whether tokens stand row by row: one window, and windows of one token, whose dims alone differ."""
+        return self.window in (1, self.tokens)
 
 
 def _grid(tokens: int) -> _Layout:
@@ -150,22 +156,24 @@ def _arranged(graph: Graph, name: str, x: str, old: _Layout, new: _Layout, dim: 
     """Tokens in the layout `new`; no node where that is the `old` one."""
     if old == new:
         return x
-    B, tokens = graph.rows(), new.tokens
-    is_grid = False
-    if old.per_side > 1:
-        n, w = old.per_side, old.window
-        x = graph.reshape(f"{name}.merge.split", x, B, n, n, w, w, dim)
-        x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
-    if old.shift != new.shift:
-        x = graph.reshape(f"{name}.shift.grid", x, B, tokens, tokens, dim)
-        x = _rolled(graph, f"{name}.{'shift' if new.shift else 'unshift'}", x, tokens, (new.shift - old.shift) % tokens)
-        is_grid = True
-    if new.per_side > 1:
-        n, w = new.per_side, new.window
+    x = _in_grid_order(graph, name, x, old, new.shift, dim)
+    B, n, w = graph.rows(), new.per_side, new.window
+    if not new.is_grid_order:
         x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
         x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
-        return graph.reshape(f"{name}.partition.join", x, graph.rows(n * n), w * w, dim)
-    return graph.reshape(f"{name}.{'unshift' if is_grid else 'merge'}.join", x, B, tokens * tokens, dim)
+    return graph.reshape(f"{name}.partition.join", x, graph.rows(n * n), w * w, dim)
+
+
+def _in_grid_order(graph: Graph, name: str, x: str, old: _Layout, shift: int, dim: int) -> str:
+    """Tokens row by row, rolled by `shift`, in whatever dims."""
+    B, n, w, tokens = graph.rows(), old.per_side, old.window, old.tokens
+    if not old.is_grid_order:
+        x = graph.reshape(f"{name}.merge.split", x, B, n, n, w, w, dim)
+        x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
+    if old.shift != shift:
+        x = graph.reshape(f"{name}.shift.grid", x, B, tokens, tokens, dim)
+        x = _rolled(graph, f"{name}.{'shift' if shift else 'unshift'}", x, tokens, (shift - old.shift) % tokens)
+    return x
 
 
 def _rolled(graph: Graph, name: str, x: str, tokens: int, shift: int) -> str:
@@ -187,7 +195,7 @@ def _patch_merging(
     name, dim, B = f"stages.{stage}.merging", merging.reduction.in_features // 4, graph.rows()
     half, n, w = old.window // 2, new.per_side, new.window
     if old.shift or (old.window % 2 and old.per_side > 1):
-        x, old = _arranged(graph, f"stages.{stage - 1}", x, old, _grid(old.tokens), dim), _grid(old.tokens)
+        x, old = _in_grid_order(graph, f"stages.{stage - 1}", x, old, 0, dim), _grid(old.tokens)
         half = new.tokens
     out = _Layout(new.tokens, half)
     shape: tuple[int, ...]
@@ -277,20 +285,24 @@ def _window_attention(
         scale[:dim] = d**-0.5
         weight_CK, bias = weight_CK * scale, bias * scale
     query, key, value = graph.split(f"{name}.attn.heads.split", graph.linear(f"{name}.attn.qkv", x, weight_CK, bias), 3)
-    query = graph.reshape(f"{name}.attn.heads.query.split", query, BN, L, heads, d)
-    key = graph.reshape(f"{name}.attn.heads.key.split", key, BN, L, heads, d)
-    value = graph.reshape(f"{name}.attn.heads.value.split", value, BN, L, heads, d)
+    # One head needs no transpose: its axis may stand before the tokens' from the start.
+    split, perm = ((BN, 1, L, d), (0, 1, 2, 3)) if heads == 1 else ((BN, L, heads, d), (0, 2, 1, 3))
+    query = graph.reshape(f"{name}.attn.heads.query.split", query, *split)
+    key = graph.reshape(f"{name}.attn.heads.key.split", key, *split)
+    value = graph.reshape(f"{name}.attn.heads.value.split", value, *split)
     if attn.v2:
         query = _cosine(graph, f"{name}.attn.cosine.query", query, attn.cosine_scale().view(1, 1, heads, 1))
         key = _cosine(graph, f"{name}.attn.cosine.key", key, None)
-    query = graph.transpose(f"{name}.attn.heads.query", query, 0, 2, 1, 3)
-    key = graph.transpose(f"{name}.attn.heads.key", key, 0, 2, 3, 1)
-    value = graph.transpose(f"{name}.attn.heads.value", value, 0, 2, 1, 3)
+    key = graph.transpose(f"{name}.attn.heads.key", key, perm[0], perm[1], perm[3], perm[2])
+    if heads > 1:
+        query = graph.transpose(f"{name}.attn.heads.query", query, *perm)
+        value = graph.transpose(f"{name}.attn.heads.value", value, *perm)
     x = graph.op("MatMul", f"{name}.attn.scores", query, key)
     x = _add_bias(graph, name, block, x)
     x = graph.op("Softmax", f"{name}.attn.softmax", x, axis=-1)
     x = graph.op("MatMul", f"{name}.attn.mix", x, value)
-    x = graph.transpose(f"{name}.attn.heads.join", x, 0, 2, 1, 3)
+    if heads > 1:
+        x = graph.transpose(f"{name}.attn.heads.join", x, *perm)
     x = graph.reshape(f"{name}.attn.heads.flatten", x, BN, L, dim)
     return graph.linear(f"{name}.attn.proj", x, *_folded(attn.proj.weight, attn.proj.bias, after=after))
 
