@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from torchvision.ops import StochasticDepth
 
 from explorer.arch import NUM_STAGES, Arch
@@ -86,6 +85,21 @@ def relative_position_index(window: int) -> Tensor:
     return (row[:, None] - row + window - 1) * (2 * window - 1) + (column[:, None] - column + window - 1)
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x` in fp32, or in what it is where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """`x` over its length along the last axis, in fp32 at least; zero stays zero, in its gradient too.
+
+    The key of a padded token is zero, and F.normalize divides its gradient by 1e-12: infinite in half precision.
+    """
+    x = widened(x)
+    length = x.norm(dim=-1, keepdim=True)
+    return x / torch.where(length > 1e-12, length, 1.0)
+
+
 def relative_coordinates(window: int, unit: int) -> Tensor:
     """(T, 2) log-spaced offsets between two tokens of a window, in windows of `unit` tokens (arXiv 2111.09883, eq. 4).
 
@@ -138,7 +152,7 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """(h, L, L) bias added to the attention of every window."""
-        table_Th = CPB_BOUND * torch.sigmoid(self.cpb_mlp(self.coordinates).float()) if self.v2 else self.bias_table
+        table_Th = CPB_BOUND * torch.sigmoid(widened(self.cpb_mlp(self.coordinates))) if self.v2 else self.bias_table
         L = self.relative_index.shape[0]
         # Rows of heads: the backward of selecting columns costs a fifth of that of indexing (benchmarks/model_speed.py).
         return table_Th.t().index_select(1, self.relative_index.view(-1)).view(-1, L, L)
@@ -151,7 +165,7 @@ class WindowAttention(nn.Module):
 
     def cosine_scale(self) -> Tensor:
         """(h, 1, 1) what Swin V2's cosines are multiplied with: the inverse temperature."""
-        return self.logit_scale.float().clamp(max=-math.log(MIN_TEMPERATURE)).exp()
+        return widened(self.logit_scale).clamp(max=-math.log(MIN_TEMPERATURE)).exp()
 
     def forward(self, x_NLC: Tensor) -> Tensor:
         """(B*N, L, C) -> (B*N, L, C)."""
@@ -161,9 +175,8 @@ class WindowAttention(nn.Module):
         qkv = qkv.permute(2, 0, 3, 1, 4)
         q_NhLd, k_NhLd, v_NhLd = (qkv.contiguous() if is_plain else qkv).unbind(0)
         if self.v2:
-            # In fp32: the keys of padded tokens are zero, and half precision has no number that small to divide by.
-            q_NhLd = (F.normalize(q_NhLd.float(), dim=-1) * self.cosine_scale()).to(v_NhLd.dtype)
-            k_NhLd = F.normalize(k_NhLd.float(), dim=-1).to(v_NhLd.dtype)
+            q_NhLd = (unit_length(q_NhLd) * self.cosine_scale()).to(v_NhLd.dtype)
+            k_NhLd = unit_length(k_NhLd).to(v_NhLd.dtype)
         bias_NhLL = self.position_bias()[None] + (0.0 if self.mask is None else self.mask[:, None])
         bias_NhLL = bias_NhLL.to(v_NhLd.dtype)
         scale = 1.0 if self.v2 else q_NhLd.shape[-1] ** -0.5
@@ -207,9 +220,12 @@ class _Reordered(torch.autograd.Function):
     """Rows in another order, forth and back by one gather each; the general gradient of a gather adds them up."""
 
     @staticmethod
-    def forward(ctx: Any, x_BTC: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
+    def forward(x_BTC: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         return x_BTC.index_select(1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, gradient_BTC: Tensor) -> tuple[Tensor, None, None]:
@@ -313,11 +329,17 @@ class PatchMerging(nn.Module):
         return self.norm(self.reduction(x)) if self.v2 else self.reduction(self.norm(x))
 
 
-def _recomputing(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts of a checkpointed block's forward pass, and of its repetition in the backward pass."""
-    norms = [module for module in block.modules() if isinstance(module, TokenBatchNorm)] if block.training else []
+_Contexts = Callable[[], tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]]
+
+
+def _contexts(block: nn.Module) -> _Contexts:
+    """Makes the contexts of a checkpointed block's forward pass and of its repetition, which counts no batch again.
+
+    A compiled module writes its statistics once by itself.
+    """
+    norms = [module for module in block.modules() if isinstance(module, TokenBatchNorm) and module.training]
+    if not norms or torch.compiler.is_compiling():
+        return noop_context_fn
 
     @contextlib.contextmanager
     def repetition() -> Iterator[None]:
@@ -329,7 +351,7 @@ def _recomputing(
             for norm in norms:
                 norm.is_recomputing = False
 
-    return contextlib.nullcontext(), repetition()
+    return lambda: (contextlib.nullcontext(), repetition())
 
 
 class Stage(nn.Module):
@@ -347,8 +369,7 @@ class Stage(nn.Module):
             x_BHWC = self.merging(x_BHWC)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                contexts = partial(_recomputing, block)
-                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False, context_fn=contexts)
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False, context_fn=_contexts(block))
             else:
                 x_BHWC = block(x_BHWC)
         return x_BHWC

@@ -8,7 +8,9 @@ bias, whose third for the keys it sets to zero. Nothing of them is imported here
 from __future__ import annotations
 
 import logging
+import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -48,15 +50,18 @@ def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool 
     names = {key: _spelled(key, layout) for key in own}
     found = {key: _converted(key, given[name], module) for key, name in names.items() if name in given}
     if new_head:
-        found = {key: v for key, v in found.items() if not key.startswith("head.") or v.shape == own[key].shape}
-        found |= {key: own[key] for key in own if key.startswith("head.") and key not in found}
-    missing = [name for key, name in names.items() if key not in found]
+        head = {key: values for key, values in own.items() if key.startswith("head.")}
+        if any(key not in found or found[key].shape != values.shape for key, values in head.items()):
+            found |= head
+    missing = list(dict.fromkeys(name for key, name in names.items() if key not in found))
     unknown = [name for name in given if name not in names.values() and name.rpartition(".")[2] not in _BUFFERS]
-    misshapen = [
-        f"{names[key]} {_shape(values)} where {_shape(own[key])} is wanted"
-        for key, values in found.items()
-        if values.shape != own[key].shape
-    ]
+    misshapen = list(
+        {
+            names[key]: f"{names[key]} {_shape(values)} where {_shape(own[key])} is wanted"
+            for key, values in found.items()
+            if values.shape != own[key].shape
+        }.values()
+    )
     if missing or unknown or misshapen:
         told = [
             f"{len(those)} {what} ({', '.join(those[:_NUM_NAMED])}{', ...' * (len(those) > _NUM_NAMED)})"
@@ -114,16 +119,25 @@ def read_weights(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - both raise whatever the broken file leads to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(
-            f"{path}: not weights that can be read safely: {reason}; a file that needs more than tensors to load must be "
-            "opened where it is trusted, and its state dict saved alone"
-        ) from None
+        raise WeightsError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds {type(content).__name__}, not the tensors of a model by name")
     return content
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a file gave no weights, and what to do."""
+    wanted = re.search(r"GLOBAL ([\w.]+)|type ([\w.]+) (?:from|was|is)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and wanted is not None:
+        return (
+            f"not weights that can be read safely: the file would call {wanted[1] or wanted[2]}; open it where it is trusted, "
+            "save the state dict alone (torch.save(model.state_dict(), FILE)) and give that"
+        )
+    return "not weights that can be read safely: damaged, cut short, or no .safetensors file or torch checkpoint at all"
 
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -132,9 +146,8 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         content = content[wrapper] if isinstance(content.get(wrapper), Mapping) else content
     tensors = {str(key): values for key, values in content.items() if isinstance(values, Tensor)}
-    for prefix in _PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): values for key, values in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): values for key, values in tensors.items()}
     return tensors
 
 
@@ -208,7 +221,7 @@ def _resized(table_Th: Tensor, num_offsets: int) -> Tensor:
 def _buffers(prefix: str, attn: WindowAttention, layout: Layout) -> dict[str, Tensor]:
     """The computed tensors that an implementation keeps in its state dict beside the weights of one attention."""
     index = attn.relative_index
-    buffers = {f"{prefix}relative_position_index": index.flatten() if layout == "torchvision" else index.clone()}
+    buffers = {f"{prefix}relative_position_index": (index.flatten() if layout == "torchvision" else index).clone()}
     if attn.v2:
         side = round(len(attn.coordinates) ** 0.5)
         buffers[f"{prefix}relative_coords_table"] = attn.coordinates.view(1, side, side, 2).clone()
