@@ -96,6 +96,16 @@ def test_flops_are_those_of_the_exported_graph(name: str, batch: int) -> None:
     assert graph_flops(graph_of(name, batch)) == pytest.approx(batch * complexity_of(parse_name(name)).flops, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", [*ODD, "Swin-T", "SwinV2-T"])
+def test_flops_are_what_onnx_tool_counts_in_matrix_products(name: str) -> None:
+    onnx_tool = pytest.importorskip("onnx_tool")
+    counted = onnx_tool.Model(graph_of(name), {"verbose": False, "constant_folding": False})
+    counted.graph.shape_infer(None)
+    counted.graph.profile()
+    products = sum(node.macs[0] for node in counted.graph.nodemap.values() if node.op_type == "MatMul")
+    assert products == complexity_of(parse_name(name)).flops
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -35,6 +35,45 @@ def test_presets_are_measured_on_the_gpu(precision: latency.Precision) -> None:
     assert 0 < measured["Swin-T"].latency_ms < measured["Swin-B"].latency_ms < 1000
 
 
+NETWORKS = (
+    "Swin-T",
+    "SwinV2-T",
+    "Swin-Free-T-BR",
+    "Swin-E32x2.2.2.2-R256-BR-N10",
+    "SwinV2-E32x2.2.2.2-W7.7.7.7-N10",
+)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float16, 5e-2), (torch.bfloat16, 0.4)], ids=str
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_on_the_gpu_are_those_on_the_cpu(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    module = model.build(parse_name(name), scatter=True).eval()
+    image = torch.randn(
+        2, 3, module.arch.image_size, module.arch.image_size, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.inference_mode():
+        expected = module(image)
+        found = module.to("cuda", dtype)(image.to("cuda", dtype)).float().cpu()
+    assert (found - expected).abs().max() <= tolerance * expected.std()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_under_autocast_has_finite_gradients(name: str, dtype: torch.dtype, checkpointing: bool) -> None:
+    module = model.build(parse_name(name), scatter=True, drop_path=0.1).train().to("cuda")
+    module.checkpoint_blocks(checkpointing)
+    image = torch.randn(2, 3, module.arch.image_size, module.arch.image_size, device="cuda")
+    with torch.autocast("cuda", dtype=dtype):
+        loss = torch.nn.functional.cross_entropy(module(image), torch.tensor([0, 1], device="cuda"))
+    loss.backward()
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
 def test_training_on_the_gpu_learns_and_repeats_itself(tmp_path: Path) -> None:
     from explorer.training.data import describe, load
     from explorer.training.recipe import Recipe

@@ -126,10 +126,10 @@ def expected_counts(arch: Arch, precision: Precision) -> Counter[str]:
     if arch.v2:
         counts.update({"ReduceL2": 2 * blocks, "Max": 2 * blocks, "Div": 2 * blocks, "Mul": blocks})
         counts["Cast"] = 0 if precision == "fp32" else 4 * blocks
-    # Tokens are rolled before a shifted block and back after it, but not before the mean over all of them.
+    # One gather before a shifted block and one after it, the merging's where one follows, none before the mean.
     rolls = 2 * len(blocks_where(arch, arch.has_shift))
     rolls -= arch.has_shift(last, arch.depths[last] - 1) and not arch.is_padded(last)
-    counts.update({"Pad": padded, "Slice": padded + 4 * rolls, "Concat": 2 * rolls})
+    counts.update({"Pad": padded, "Slice": padded, "Gather": rolls})
     return +counts
 
 
@@ -226,11 +226,11 @@ def test_model_without_shift_and_padding_moves_tokens_by_reshape_and_transpose_a
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_are_rolled_around_the_blocks_that_shift_alone(name: str) -> None:
-    """Rolled back after a block is: before the next one, or before the merging, which the stage is then named for."""
+    """Rolled back after a block is: before the next one, or by the merging."""
     arch = parse_name(name)
-    rolled = {each for each in node_names(name, "Slice", "Concat") if role_of(each) == "shift"}
-    assert {block_of(each) for each in rolled} == blocks_where(arch, arch.has_shift)
-    back = {each for each in node_names(name, "Slice", "Concat") if role_of(each) == "unshift"}
+    rolled = [each for each in node_names(name, "Gather") if role_of(each) == "shift"]
+    assert sorted(block_of(each) for each in rolled) == sorted(blocks_where(arch, arch.has_shift))
+    back = [each for each in node_names(name, "Gather") if role_of(each) != "shift"]
     expected = set()
     for stage, depth in enumerate(arch.depths):
         for block in range(depth):
@@ -241,8 +241,8 @@ def test_tokens_are_rolled_around_the_blocks_that_shift_alone(name: str) -> None
             elif block + 1 < depth:
                 expected.add(f"stages.{stage}.blocks.{block + 1}.unshift")
             elif stage + 1 < NUM_STAGES:
-                expected.add(f"stages.{stage}.unshift")
-    assert {each.split(".unshift")[0] + ".unshift" for each in back} == expected
+                expected.add(f"stages.{stage + 1}.merging.gather")
+    assert sorted(back) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", [PADDED, PADDED_BR, V2_PADDED_BR])
@@ -260,34 +260,20 @@ OUTSIDE_ATTENTION = {
     # Stages 2 to 4 are entered through one re-ordering each; windows of 7 hold no whole 2x2 neighbours, so that those of
     # stage 1 are merged first.
     "Swin-Free-B": ["patch_embed.gather", "stages.0.merge", *MERGINGS],
-    # A shift needs the grid: two before each of 1 + 1 + 5 blocks, and one after each of the three stages that end shifted.
-    "Swin-T": [
-        "patch_embed.gather",
-        *MERGINGS,
-        *(f"stages.{stage}.merge" for stage in (0, 1, 2)),
-        *(f"stages.{stage}.blocks.1.{move}" for stage in (0, 1) for move in ("merge", "partition")),
-        *(f"stages.2.blocks.{block}.{move}" for block in (1, 2, 3, 4, 5) for move in ("merge", "partition")),
-    ],
+    # What a shift begins or ends is a gather, the mergings included, since every stage before one ends shifted.
+    "Swin-T": ["patch_embed.gather"],
     # Windows of 8, 4, 2 and 1 become one another by merging inside them.
     "Swin-E16x2.2.2.2-W8.4.2.1-S0000-H2.2.2.2-R32-P1": ["patch_embed.gather", *MERGINGS],
     ONE_WINDOW: ["patch_embed.gather", *MERGINGS],
     # From one window to several.
     "Swin-E16x1.1.1.1-W32.8.8.2-H2.2.2.2-R32-P1": ["patch_embed.gather", *MERGINGS],
     # The last block's order is that of the mean.
-    LAST_SHIFTS: [
-        "patch_embed.gather",
-        *MERGINGS,
-        "stages.3.blocks.1.merge",
-        "stages.3.blocks.1.partition",
-    ],
+    LAST_SHIFTS: ["patch_embed.gather", *MERGINGS],
     # In and out of each of the six padded attentions. The blocks of stage 3, the second of which shifts, are not padded.
     PADDED: [
         "patch_embed.gather",
-        *MERGINGS,
+        *MERGINGS[:2],
         *(f"stages.{s}.blocks.{b}.{move}" for s in (0, 1, 3) for b in (0, 1) for move in ("partition", "merge")),
-        "stages.2.blocks.1.merge",
-        "stages.2.blocks.1.partition",
-        "stages.2.merge",
     ],
 }
 
@@ -305,19 +291,19 @@ def test_transposes_outside_the_attention_are_those_that_layouts_need(name: str)
 def test_one_window_needs_no_partition(name: str) -> None:
     arch = parse_name(name)
     single = blocks_where(arch, lambda stage, _: arch.windows[stage] == arch.tokens[stage])
-    moved = [each for each in node_names(name, "Transpose", "Slice", "Concat", "Pad") if ".attn." not in each]
+    moved = [each for each in node_names(name, "Transpose", "Gather", "Slice", "Pad") if ".attn." not in each]
     assert single.isdisjoint(block_of(each) for each in moved)
     assert {"partition", "merge"}.isdisjoint(role_of(each) for each in node_names(name) if block_of(each) in single)
 
 
 def chains_of(name: str, batch: int) -> Iterator[list[onnx.NodeProto]]:
-    """All longest chains of Reshape and Transpose nodes in which every tensor has one reader."""
+    """All longest chains of Reshape, Transpose and Gather nodes in which every tensor has one reader."""
     nodes = model_of(name, batch).graph.node
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in nodes:
         for each in node.input:
             readers[each].append(node)
-    moves = {node.output[0]: node for node in nodes if node.op_type in ("Reshape", "Transpose")}
+    moves = {node.output[0]: node for node in nodes if node.op_type in ("Reshape", "Transpose", "Gather")}
     for node in moves.values():
         if node.input[0] in moves and len(readers[node.input[0]]) == 1:
             continue
@@ -327,27 +313,35 @@ def chains_of(name: str, batch: int) -> Iterator[list[onnx.NodeProto]]:
         yield chain
 
 
-def leaves_order(chain: list[onnx.NodeProto], shapes: dict[str, list[int]]) -> bool:
+def leaves_order(
+    chain: list[onnx.NodeProto], shapes: dict[str, list[int]], constants: dict[str, onnx.TensorProto]
+) -> bool:
     """Whether the chain writes its numbers in the order in which it read them."""
     shape = shapes[chain[0].input[0]]
     before = np.arange(np.prod(shape))
     x = before.reshape(shape)
     for node in chain:
-        (permutation,) = [each.ints for each in node.attribute if each.name == "perm"] or [None]
-        x = x.reshape(shapes[node.output[0]]) if permutation is None else x.transpose(permutation)
+        match node.op_type:
+            case "Transpose":
+                x = x.transpose(next(each.ints for each in node.attribute if each.name == "perm"))
+            case "Gather":
+                x = x.take(numpy_helper.to_array(constants[node.input[1]]), axis=1)
+            case _:
+                x = x.reshape(shapes[node.output[0]])
         assert list(x.shape) == shapes[node.output[0]]
     return np.array_equal(x.ravel(), before)
 
 
 def idle_chains(name: str, batch: int) -> list[list[str]]:
-    """All stretches of chains that begin and end with a Transpose and change nothing."""
+    """All stretches of chains that begin and end with a Transpose or a Gather and change nothing."""
     model, idle = model_of(name, batch), []
+    constants = constants_of(model)
     shapes = {key: [dim.dim_value for dim in each.shape.dim] for key, each in inferred(name, batch).items()}
     shapes["image"] = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     for chain in chains_of(name, batch):
-        places = [place for place, node in enumerate(chain) if node.op_type == "Transpose"]
+        places = [place for place, node in enumerate(chain) if node.op_type != "Reshape"]
         stretches = [chain[first : last + 1] for first in places for last in places if first <= last]
-        idle += [[node.name for node in each] for each in stretches if leaves_order(each, shapes)]
+        idle += [[node.name for node in each] for each in stretches if leaves_order(each, shapes, constants)]
     return idle
 
 
@@ -356,7 +350,7 @@ def idle_chains(name: str, batch: int) -> list[list[str]]:
 def test_no_chain_of_transposes_leaves_values_where_they_were(name: str, batch: int) -> None:
     chains = list(chains_of(name, batch))
     assert max(len(chain) for chain in chains) > 2
-    moves = [node for node in model_of(name, batch).graph.node if node.op_type in ("Reshape", "Transpose")]
+    moves = [node for node in model_of(name, batch).graph.node if node.op_type in ("Reshape", "Transpose", "Gather")]
     assert sum(len(chain) for chain in chains) == len(moves)
     assert idle_chains(name, batch) == []
 
@@ -384,9 +378,9 @@ def test_chains_that_cancel_would_be_found() -> None:
     again = onnx.helper.make_node(swap[0], ["d"], ["e"], perm=swap[1])
     back = onnx.helper.make_node(swap[0], ["b"], ["f"], perm=swap[1])
     join, cut = onnx.helper.make_node("Reshape", ["b", ""], ["c"]), onnx.helper.make_node("Reshape", ["c", ""], ["d"])
-    assert leaves_order([split, there, back], shapes)
-    assert not leaves_order([split, there, join], shapes)
-    assert not leaves_order([split, there, join, cut, again], shapes)
+    assert leaves_order([split, there, back], shapes, {})
+    assert not leaves_order([split, there, join], shapes, {})
+    assert not leaves_order([split, there, join, cut, again], shapes, {})
 
 
 def test_windows_of_one_token_need_no_transpose() -> None:
@@ -476,21 +470,21 @@ def test_shapes_of_a_dynamic_graph_are_those_of_a_fixed_one_but_for_the_first_di
 
 # -- names and roles --------------------------------------------------------------------------------------------------
 
-LINEAR, ORDER, ROLL = {"MatMul", "Add"}, {"Reshape", "Transpose"}, {"Slice", "Concat", "Reshape"}
+LINEAR, ORDER, ROLL = {"MatMul", "Add"}, {"Reshape", "Transpose"}, {"Gather", "Reshape"}
 #: Operators by role, over all of NAMES.
 OPERATORS = {
     "patch_embed.proj": LINEAR,
     "patch_embed": ORDER | {"LayerNormalization"},
     "merging.reduction": LINEAR,
     "merging.norm": {"LayerNormalization"},
-    "merging": ORDER,
+    "merging": ORDER | {"Gather"},
     "norm1": {"LayerNormalization", "Mul", "Add"},
     "norm2": {"LayerNormalization"},
     "norm": {"LayerNormalization"},
     "partition": ORDER,
     "merge": ORDER,
     "shift": ROLL,
-    "unshift": {"Slice", "Concat"},
+    "unshift": {"Gather"},
     "pad": {"Pad", "Reshape"},
     "crop": {"Slice", "Reshape"},
     "attn.qkv": LINEAR,

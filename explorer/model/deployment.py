@@ -30,7 +30,7 @@ TOLERANCES: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 5e-2, "bf16":
 #: Images of the check where any number may come: two batches, so that no size is left in the graph.
 _DYNAMIC_BATCHES: Final = (1, 3)
 #: Operators that move values and round none.
-_MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Pad")
+_MOVES: Final = ("Reshape", "Transpose", "Split", "Gather", "Slice", "Pad")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ BatchNorm is folded into the linear layer or convolution beside it, the query sc
 shift mask, Swin V2's bias MLP and temperatures are constants; LayerNormalization, Gelu and Softmax are single nodes.
 
 Everything but the attention works on single tokens, so tokens stay in the order of their windows (`_Layout`) from block to
-block and are re-ordered only where the next block's windows lie differently: a stage without shift is partitioned once,
-where it is entered, together with the patch merging (in a second step where windows grow across it: TensorRT's transposes
-have 8 dims); one window needs nothing, nor do windows of one token. Stages whose windows do not divide the
-grid keep the grid's order, and pad, partition, merge and crop inside each attention; a BatchNorm before such an attention
-stays as a scale and a shift, since folding it would change the padded tokens.
+block and are re-ordered only where the next block's windows lie differently: one gather where a shift begins or ends; a
+stage without shift is partitioned once, where it is entered, together with the patch merging (in a second step where
+windows grow across it: TensorRT's transposes have 8 dims); one window needs nothing, nor do windows of one token. Stages
+whose windows do not divide the grid keep the grid's order, and pad, partition, merge and crop inside each attention; a
+BatchNorm before such an attention stays as a scale and a shift, since folding it would change the padded tokens.
 
 Every node is named after its module and role (`stages.2.blocks.5.attn.softmax`; roles: `explorer.model.onnx_writer`). The
 agreement with the torch module is checked in `explorer.model.deployment`.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from explorer.arch import NUM_STAGES, Arch
 from explorer.model.onnx_writer import Graph
-from explorer.model.swin import Block, PatchMerging, Swin
+from explorer.model.swin import Block, PatchMerging, Swin, partition
 from explorer.records import Precision
 
 
@@ -63,6 +63,15 @@ class _Layout:
     @property
     def per_side(self) -> int:
         return self.tokens // self.window
+
+    def order(self) -> Tensor:
+        """(tokens^2,) the token of the grid, counted row by row, at each place of this layout."""
+        grid = torch.arange(self.tokens**2).view(1, self.tokens, self.tokens, 1)
+        return partition(grid.roll((-self.shift, -self.shift), (1, 2)), self.window).flatten()
+
+    def places(self) -> Tensor:
+        """(tokens^2,) the place in this layout of each token of the grid: the inverse of `order`."""
+        return self.order().argsort()
 
     @property
     def is_grid_order(self) -> bool:
@@ -153,36 +162,28 @@ def _stage(graph: Graph, module: Swin, stage: int, x: str, layout: _Layout) -> t
 
 
 def _arranged(graph: Graph, name: str, x: str, old: _Layout, new: _Layout, dim: int) -> str:
-    """Tokens in the layout `new`; no node where that is the `old` one."""
+    """Tokens in the layout `new`; no node where that is the `old` one, one gather where a shift is between them."""
     if old == new:
         return x
-    x = _in_grid_order(graph, name, x, old, new.shift, dim)
     B, n, w = graph.rows(), new.per_side, new.window
-    if not new.is_grid_order:
-        x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
-        x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
+    if old.shift != new.shift:
+        x = graph.reshape(f"{name}.shift.flatten", x, B, old.tokens**2, dim)
+        x = graph.gather(f"{name}.{'shift' if new.shift else 'unshift'}", x, old.places()[new.order()])
+    else:
+        x = _in_grid_order(graph, name, x, old, dim)
+        if not new.is_grid_order:
+            x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
+            x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
     return graph.reshape(f"{name}.partition.join", x, graph.rows(n * n), w * w, dim)
 
 
-def _in_grid_order(graph: Graph, name: str, x: str, old: _Layout, shift: int, dim: int) -> str:
-    """Tokens row by row, rolled by `shift`, in whatever dims."""
-    B, n, w, tokens = graph.rows(), old.per_side, old.window, old.tokens
-    if not old.is_grid_order:
-        x = graph.reshape(f"{name}.merge.split", x, B, n, n, w, w, dim)
-        x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
-    if old.shift != shift:
-        x = graph.reshape(f"{name}.shift.grid", x, B, tokens, tokens, dim)
-        x = _rolled(graph, f"{name}.{'shift' if shift else 'unshift'}", x, tokens, (shift - old.shift) % tokens)
-    return x
-
-
-def _rolled(graph: Graph, name: str, x: str, tokens: int, shift: int) -> str:
-    """Rolls the grid (B, H, W, C) by `shift` tokens up and left."""
-    for axis, side in ((1, "rows"), (2, "columns")):
-        head = graph.op("Slice", f"{name}.{side}.head", x, graph.ints(0), graph.ints(shift), graph.ints(axis))
-        rest = graph.op("Slice", f"{name}.{side}.rest", x, graph.ints(shift), graph.ints(tokens), graph.ints(axis))
-        x = graph.op("Concat", f"{name}.{side}", rest, head, axis=axis)
-    return x
+def _in_grid_order(graph: Graph, name: str, x: str, old: _Layout, dim: int) -> str:
+    """Tokens of unshifted windows row by row, in whatever dims."""
+    if old.is_grid_order:
+        return x
+    n, w = old.per_side, old.window
+    x = graph.reshape(f"{name}.merge.split", x, graph.rows(), n, n, w, w, dim)
+    return graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
 
 
 def _patch_merging(
@@ -193,26 +194,29 @@ def _patch_merging(
     2x2 neighbours of an unshifted window of even size lie in that window; those of others are found in the grid.
     """
     name, dim, B = f"stages.{stage}.merging", merging.reduction.in_features // 4, graph.rows()
-    half, n, w = old.window // 2, new.per_side, new.window
-    if old.shift or (old.window % 2 and old.per_side > 1):
-        x, old = _in_grid_order(graph, f"stages.{stage - 1}", x, old, 0, dim), _grid(old.tokens)
-        half = new.tokens
-    out = _Layout(new.tokens, half)
-    shape: tuple[int, ...]
-    perm: tuple[int, ...]
-    if (old.per_side, half) == (n, w):
-        shape, perm, joined = (graph.rows(n * n), w, 2, w, 2, dim), (0, 1, 3, 4, 2, 5), (graph.rows(n * n), w * w)
-        out = _Layout(new.tokens, w)
-    elif old.per_side > 1:
-        o = old.per_side
-        shape, perm = (B, o, o, half, 2, half, 2, dim), (0, 1, 3, 2, 5, 6, 4, 7)
-        joined, out = (B, new.tokens**2), _grid(new.tokens)
-    else:  # a stage's first block never shifts
-        shape, perm = (B, n, w, 2, n, w, 2, dim), (0, 1, 4, 2, 5, 6, 3, 7)
-        joined, out = (graph.rows(n * n), w * w), new
-    x = graph.reshape(f"{name}.split", x, *shape)
-    x = graph.transpose(f"{name}.gather", x, *perm)
-    x = graph.reshape(f"{name}.join", x, *joined, 4 * dim)
+    n, w = new.per_side, new.window
+    out = new
+    if old.shift:
+        x = graph.reshape(f"{name}.flatten", x, B, old.tokens**2, dim)
+        row, column = new.order() // new.tokens, new.order() % new.tokens
+        corner = 2 * row * old.tokens + 2 * column
+        neighbours = torch.stack((corner, corner + old.tokens, corner + 1, corner + old.tokens + 1), 1)
+        x = graph.gather(f"{name}.gather", x, old.places()[neighbours.flatten()])
+    else:
+        if old.window % 2 and old.per_side > 1:
+            x, old = _in_grid_order(graph, f"stages.{stage - 1}", x, old, dim), _grid(old.tokens)
+        o, half = old.per_side, old.window // 2
+        if (o, half) == (n, w):
+            x = graph.reshape(f"{name}.split", x, graph.rows(n * n), w, 2, w, 2, dim)
+            x = graph.transpose(f"{name}.gather", x, 0, 1, 3, 4, 2, 5)
+        elif o > 1:
+            x = graph.reshape(f"{name}.split", x, B, o, o, half, 2, half, 2, dim)
+            x = graph.transpose(f"{name}.gather", x, 0, 1, 3, 2, 5, 6, 4, 7)
+            out = _grid(new.tokens)
+        else:
+            x = graph.reshape(f"{name}.split", x, B, n, w, 2, n, w, 2, dim)
+            x = graph.transpose(f"{name}.gather", x, 0, 1, 4, 2, 5, 6, 3, 7)
+    x = graph.reshape(f"{name}.join", x, graph.rows(out.per_side**2), out.window**2, 4 * dim)
     if merging.v2:
         weight, bias = _folded(merging.reduction.weight, None, after=merging.norm)
         return _normed(graph, f"{name}.norm", graph.linear(f"{name}.reduction", x, weight, bias), merging.norm), out
@@ -254,9 +258,10 @@ def _attention(graph: Graph, name: str, block: Block, x: str, before: nn.Module 
         return _window_attention(graph, name, block, x, before, after)
     B, tokens, w, dim = graph.rows(), block.tokens, block.window, block.attn.proj.in_features
     n, side = (tokens + block.padding) // w, tokens + block.padding
-    x = graph.reshape(f"{name}.pad.grid", x, B, tokens, tokens, dim)
+    rolled = _Layout(tokens, tokens, block.shift)
     if block.shift:
-        x = _rolled(graph, f"{name}.shift", x, tokens, block.shift)
+        x = graph.gather(f"{name}.shift", x, rolled.order())
+    x = graph.reshape(f"{name}.pad.grid", x, B, tokens, tokens, dim)
     x = graph.op("Pad", f"{name}.pad", x, graph.ints(0, 0, 0, 0, 0, block.padding, block.padding, 0))
     x = graph.reshape(f"{name}.partition.split", x, B, n, w, n, w, dim)
     x = graph.transpose(f"{name}.partition", x, 0, 1, 3, 2, 4, 5)
@@ -266,9 +271,8 @@ def _attention(graph: Graph, name: str, block: Block, x: str, before: nn.Module 
     x = graph.transpose(f"{name}.merge", x, 0, 1, 3, 2, 4, 5)
     x = graph.reshape(f"{name}.merge.join", x, B, side, side, dim)
     x = graph.op("Slice", f"{name}.crop", x, graph.ints(0, 0), graph.ints(tokens, tokens), graph.ints(1, 2))
-    if block.shift:
-        x = _rolled(graph, f"{name}.unshift", x, tokens, tokens - block.shift)
-    return graph.reshape(f"{name}.crop.flatten", x, B, tokens * tokens, dim)
+    x = graph.reshape(f"{name}.crop.flatten", x, B, tokens * tokens, dim)
+    return graph.gather(f"{name}.unshift", x, rolled.places()) if block.shift else x
 
 
 def _window_attention(

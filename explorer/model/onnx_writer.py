@@ -5,6 +5,7 @@ Names of nodes are `module.role`; `role_of` is what a profile or a node count is
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Final
 
@@ -125,6 +126,12 @@ class Graph:
     def transpose(self, name: str, x: str, *perm: int) -> str:
         """`x` with its axes in another order."""
         return self.op("Transpose", name, x, perm=perm)
+
+    def gather(self, name: str, x: str, order: Tensor) -> str:
+        """`x` (B, tokens, C) with its tokens in another order; nodes with the same order share its constant."""
+        places = order.numpy()
+        digest = hashlib.sha256(places.tobytes()).hexdigest()[:12]
+        return self.op("Gather", name, x, self.initialize(f"order.{len(places)}.{digest}", places), axis=1)
 
     def linear(self, name: str, x: str, weight_CK: Tensor, bias: Tensor | None) -> str:
         """(..., C) @ (C, K) + bias, as MatMul and Add."""

@@ -1,0 +1,50 @@
+"""The benchmarks run and keep what the README quotes; their numbers are nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "fields"),
+    [
+        (
+            "model_speed",
+            ["--models", "Swin-T", "--batch", "1", "--rounds", "2"],
+            {"speedup_vs_timm", "speedup_vs_torchvision"},
+        ),
+        (
+            "export_speed",
+            ["--models", "Swin-T", "--rounds", "1"],
+            {"share_of_time", "share_of_nodes", "logits_difference"},
+        ),
+    ],
+)
+def test_benchmark_runs_and_keeps_its_result(
+    script: str, arguments: list[str], fields: set[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / f"{script}-cpu.json").read_text())
+    assert fields <= content["rows"][0].keys()
+    assert content["host"]["versions"]["torch"]
+    assert content["rows"][0]["what"].startswith("Swin-T")
+
+
+def test_kept_results_say_where_they_were_measured() -> None:
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert {file.name for file in results} >= {"model_speed-cpu.json", "export_speed-cpu.json"}
+    for file in results:
+        content = json.loads(file.read_text())
+        assert content["host"]["cpu"], file
+        assert content["host"]["versions"], file
+        assert content["rows"], file
