@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from explorer import __version__
-from explorer.latency.environment import describe_host
+from explorer.latency.environment import describe_host, version_of
+from explorer.model import GRAPH_VERSION, MODULE_VERSION
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,6 +52,9 @@ def report(
     for row in rows:
         print("  ".join(f"{key} {_shown(value)}" for key, value in row.items() if not isinstance(value, list)))
     host = describe_host()
+    host["versions"] |= {
+        package: version for package in ("torchvision", "timm", "onnxscript") if (version := version_of(package))
+    }
     if device == "cuda":
         import torch
 
@@ -58,6 +62,8 @@ def report(
     content = {
         "benchmark": name,
         "swinexplore": __version__,
+        "graph_version": GRAPH_VERSION,
+        "module_version": MODULE_VERSION,
         "device": device,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings,

@@ -1,4 +1,4 @@
-"""Forward and backward pass of our Swin against timm's and torchvision's of the same configuration, in one run.
+"""Training step and inference of our Swin against timm's and torchvision's of the same configuration, in one run.
 
     python benchmarks/model_speed.py                     # CPU, fp32
     python benchmarks/model_speed.py --device cuda       # bf16 autocast
@@ -9,8 +9,9 @@ The ratio is theirs over ours: above 1, ours is faster. The last rows compare wa
 from __future__ import annotations
 
 import argparse
+import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -59,21 +60,31 @@ def step(module: nn.Module, image: Tensor, target: Tensor, *, autocast: bool) ->
         parameter.grad = None
 
 
-def compare_models(name: str, batch: int, rounds: int, device: torch.device) -> dict[str, object]:
+@torch.inference_mode()
+def infer(module: nn.Module, image: Tensor, *, autocast: bool) -> None:
+    with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=autocast):
+        module(image)
+
+
+def compare_models(name: str, batch: int, rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
+    """A row for forward and backward, one for inference at batch 1."""
     side = parse_name(name).image_size
     image = torch.randn(batch, 3, side, side, device=device)
     target = torch.arange(batch, device=device) % 1000
     autocast = device.type == "cuda"
-    runs = {
-        peer: partial(step, module.to(device).train(), image, target, autocast=autocast)
-        for peer, module in peers_of(name).items()
-    }
     synchronize = torch.cuda.synchronize if device.type == "cuda" else None
-    seconds = common.interleaved(runs, rounds=rounds, warmup=2, synchronize=synchronize)
-    row: dict[str, object] = {"what": f"{name} forward+backward", "batch": batch, "ours_s": min(seconds["ours"])}
-    for peer in ("timm", "torchvision"):
-        row |= {f"{key}_vs_{peer}": value for key, value in common.ratio(seconds, "ours", peer).items()}
-    return row
+    modules = {peer: module.to(device) for peer, module in peers_of(name).items()}
+    steps = {peer: partial(step, module, image, target, autocast=autocast) for peer, module in modules.items()}
+    inferences = {peer: partial(infer, module, image[:1], autocast=autocast) for peer, module in modules.items()}
+    for what, runs, times in (("forward+backward", steps, rounds), ("inference", inferences, 3 * rounds)):
+        for module in modules.values():
+            module.train(what != "inference")
+        seconds = common.interleaved(runs, rounds=times, warmup=2, synchronize=synchronize)
+        row: dict[str, object] = {"what": f"{name} {what}", "batch": 1 if what == "inference" else batch}
+        row["ours_s"] = statistics.median(seconds["ours"])
+        for peer in ("timm", "torchvision"):
+            row |= {f"{key}_vs_{peer}": value for key, value in common.ratio(seconds, "ours", peer).items()}
+        yield row
 
 
 def compare_bias(window: int, heads: int, rounds: int, device: torch.device) -> dict[str, object]:
@@ -95,7 +106,7 @@ def compare_bias(window: int, heads: int, rounds: int, device: torch.device) -> 
     seconds = common.interleaved(runs, rounds=rounds, warmup=2, synchronize=synchronize)
     return {
         "what": f"position bias, window {window}, {heads} heads",
-        "ours_s": min(seconds["ours"]) / 10,
+        "ours_s": statistics.median(seconds["ours"]) / 10,
         **{f"{key}_vs_indexing": value for key, value in common.ratio(seconds, "ours", "indexing").items()},
     }
 
@@ -110,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     batch = given.batch or (128 if given.device == "cuda" else 8)
-    rows = [compare_models(name, batch, given.rounds, device) for name in given.models]
+    rows = [row for name in given.models for row in compare_models(name, batch, given.rounds, device)]
     rows += [compare_bias(window, heads, given.rounds, device) for window, heads in ((7, 4), (7, 16), (14, 16))]
     common.report("model_speed", rows, device=given.device, out=given.out, batch=batch, rounds=given.rounds)
 

@@ -13,7 +13,7 @@ ExplorerError
 ├── TrialError    this architecture failed; stored with its reason; the study goes on
 │   ├── ExportError      no ONNX graph could be written
 │   ├── BuildError       the backend could not load the graph
-│   ├── MismatchError    a reduced-precision graph differs from the model
+│   ├── MismatchError    a graph differs from the model for want of precision
 │   ├── MeasureError     the latency could not be measured
 │   └── TrainError       training diverged or ran out of memory
 └── ParityError   the fp32 deployed graph disagrees with the model: our bug; the study stops
@@ -82,7 +82,7 @@ class BuildError(TrialError):
 
 
 class MismatchError(TrialError):
-    """A reduced-precision graph or engine differs from the model by more than its tolerance."""
+    """A graph or engine differs from the model by more than its tolerance for want of precision, reduced or fp32's own."""
 
     kind = "mismatch"
 

@@ -1,7 +1,7 @@
 """The tables of the Swin-Free paper (Koo et al. 2023, arXiv 2306.13776), row by row, with the figures it gives.
 
-`83.x` and the like are as the paper's plots can be read; words say what its text states where no figure can be read; an
-empty string means that the paper gives nothing. Accuracies are top-1 in percent on ImageNet-1K, latencies are of batch 1
+`83.x` and the like are as far as a figure can be read; words say what the text states where no figure stands; an empty
+string means that nothing is given. Accuracies are top-1 in percent on ImageNet-1K, latencies are of batch 1
 on an RTX 3080 (TensorRT 8.5 FP16, PyTorch 1.13 FP32).
 """
 
@@ -46,15 +46,18 @@ TABLE_4: Final = (
     PaperRow("case 8: 0,0,0,0", "Swin-B-S0000", "diverged"),
 )
 TABLE_5: Final = (
-    PaperRow("case 1: 7,7,7,7", "Swin-B-S0000", "diverged", torch_fp32_ms="slowest group"),
+    PaperRow("case 1: 7,7,7,7", "Swin-B-S0000", "diverged", torch_fp32_ms="slowest, as 3 and 4"),
     PaperRow("case 2: 7,7,14,7", "Swin-B-W7.7.14.7-S0000", "83.x", torch_fp32_ms="faster than case 1"),
     PaperRow("case 3: 7,14,7,7", "Swin-B-W7.14.7.7-S0000", "81.x", torch_fp32_ms="as case 1"),
     PaperRow("case 4: 14,7,7,7", "Swin-B-W14.7.7.7-S0000", "81.x", torch_fp32_ms="as case 1"),
-    PaperRow("case 5: 7,14,14,7", "Swin-Free-B", "83.x, chosen", torch_fp32_ms="among the fastest"),
+    PaperRow("case 5: 7,14,14,7", "Swin-Free-B", "83.x, among the best", torch_fp32_ms="among the fastest"),
     PaperRow("case 6: 14,7,14,7", "Swin-B-W14.7.14.7-S0000", "83.x", torch_fp32_ms="among the fastest"),
     PaperRow("case 7: 14,14,7,7", "Swin-B-W14.14.7.7-S0000", "81.x", torch_fp32_ms="worse than 5 and 6"),
     PaperRow(
-        "case 8: 14,14,14,7", "Swin-B-W14.14.14.7-S0000", "83.x, below case 5", torch_fp32_ms="no better than 5 or 6"
+        "case 8: 14,14,14,7",
+        "Swin-B-W14.14.14.7-S0000",
+        "83.x, just below case 5",
+        torch_fp32_ms="no better than 5 or 6",
     ),
 )
 

@@ -32,7 +32,7 @@ class Target:
     """Where a latency is measured; two latencies may be compared when their targets are equal.
 
     `device`: model name of the GPU or CPU. `driver`: of the GPU, empty on a CPU. `threads`: CPU threads, 0 on a GPU.
-    `image_size`: pixels per side. `graph_version`: of our exporter, 0 where no exported graph is run.
+    `image_size`: pixels per side. `graph_version`: of our exporter, or of our torch module where that is run.
     """
 
     backend: str

@@ -16,6 +16,7 @@ from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import UserError
 from explorer.paper import TABLES, PaperRow
+from explorer.records import Latency
 
 #: How far our counts may lie from the paper's (tests/test_reproduce.py): parameters, FLOPs.
 PARAMS_TOLERANCE: Final = 0.005
@@ -35,19 +36,23 @@ def compare(
     rows: tuple[PaperRow, ...],
     *,
     accuracies: Mapping[str, float | None] | None = None,
-    latencies_ms: Mapping[str, float | None] | None = None,
+    latencies: Mapping[str, Latency | None] | None = None,
     on_row: Callable[[PaperRow], None] = lambda row: None,
 ) -> list[Row]:
     """One row each: the paper's figures (`paper_...`, text or None) and ours; the two mappings are by arch id.
 
     `params_difference` and `flops_difference`: ours over the paper's, less one. `onnx_tool_flops`: as `onnx-tool` counts
-    them, None where it is not installed; takes about a second a row. `on_row` is called before each.
+    them, None where it is not installed; takes seconds a row. `on_row` is called before each.
     """
     compared = []
+    counted: dict[str, int | None] = {}
     for row in rows:
         on_row(row)
         counts = complexity_of(row.arch)
-        tool_flops = onnx_tool_flops(row.arch)
+        if row.arch.id not in counted:
+            counted[row.arch.id] = onnx_tool_flops(row.arch)
+        tool_flops = counted[row.arch.id]
+        latency = (latencies or {}).get(row.arch.id)
         paper = {f"paper_{key}": value or None for key, value in asdict(row).items() if key not in ("label", "name")}
         compared.append(
             {
@@ -56,7 +61,8 @@ def compare(
                 "arch_id": row.arch.id,
                 **paper,
                 "accuracy": (accuracies or {}).get(row.arch.id),
-                "latency_ms": (latencies_ms or {}).get(row.arch.id),
+                "latency_ms": None if latency is None else latency.latency_ms,
+                "is_stable": None if latency is None else latency.is_stable,
                 "params_deployed": counts.params_deployed,
                 "params_difference": _difference(counts.params_deployed / 1e6, row.params_m),
                 "flops": counts.flops,

@@ -194,7 +194,7 @@ class Space:
     def id(self) -> str:
         """`s1-` and 12 hex digits over what can be found in the space; the name, order and seeds do not matter."""
         left_out = {"windows", "shifts", "br", "depths", "pretrained_windows"}
-        left_out |= set() if self.base.v2 else {"v2"}  # as before there was a V2
+        left_out |= set() if self.base.v2 else {"v2"}  # the id of a space without it leaves the field out
         content = {
             "base": {key: value for key, value in self.base.to_dict().items() if key not in left_out},
             "depths": [*self.base.depths[:2], self.base.depths[3]],

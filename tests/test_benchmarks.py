@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from explorer.arch import PRESETS
+from explorer.model import GRAPH_VERSION, MODULE_VERSION, node_roles
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -48,3 +51,15 @@ def test_kept_results_say_where_they_were_measured() -> None:
         assert content["host"]["cpu"], file
         assert content["host"]["versions"], file
         assert content["rows"], file
+        assert (content["graph_version"], content["module_version"]) == (GRAPH_VERSION, MODULE_VERSION), file
+
+
+def test_kept_result_of_the_export_reaches_its_goals_with_today_s_graph() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "export_speed-cpu.json").read_text())
+    rows = {row["what"]: row for row in content["rows"]}
+    assert rows["Swin-B"]["share_of_nodes"] <= rows["Swin-B"]["goal_nodes"] == 0.85
+    assert rows["Swin-B"]["share_of_time"] <= rows["Swin-B"]["goal_time"] == 0.2
+    assert rows["Swin-Free-B-BR"]["share_of_nodes"] <= rows["Swin-Free-B-BR"]["goal_nodes"] == 0.65
+    for name in ("Swin-T", "Swin-B", "Swin-Free-B-BR"):
+        assert rows[name]["ours_nodes"] == sum(node_roles(PRESETS[name]).values())
+        assert rows[name]["logits_difference"] < 1e-4

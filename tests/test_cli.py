@@ -113,7 +113,7 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["measure", "Swin-T", "--device", "tpu"], r"device: 'tpu'.*auto, cpu, cuda"),
         (["measure", "Swin-T", "--image-size", "100"], r"image_size: 100 is not a multiple of 32"),
         (["export", "Swin-T", "--to", "x", "--precision", "int8"], r"'int8' is not allowed; allowed: fp32, fp16, bf16"),
-        (["export", "Swin-T", "--to", "x", "--batch", "0"], r"--batch: '0' is neither a whole number of at least 1 nor"),
+        (["export", "Swin-T", "--to", "x", "--batch", "0"], r"--batch: '0' is neither a whole number from 1 to 65,536 nor"),
         (["export", "Swin-T", "--to", "x", "--layout", "timm"], r"--layout: there are no trained weights to write; give --che"),
         (["reproduce", "table4", "--backend", "tensorrt"], r"backend: 'tensorrt' is not in this version"),
         (["reproduce", "table4", "--study", "mine"], r"no such database"),

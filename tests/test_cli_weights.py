@@ -110,6 +110,8 @@ def test_swin_checkpoint_starts_a_swin_free_with_other_classes(folder: Path) -> 
     assert "2 misshapen (head.weight 7x128 where 16x128 is wanted" in told
     code, _, told = run("train", "out/run.yaml", "--weights", "public.pt", "--new-head", "--checkpoint-blocks")
     assert code == 0, told
+    code, _, told = run("train", "out/run.yaml", "--weights", "public.pt")
+    assert code == 2
     code, _, told = run("train", "out/run.yaml", "--new-head")
     assert code == 2
     assert "--new-head: says how to start from --weights" in told

@@ -46,7 +46,7 @@ ONE_WINDOW = "Swin-E16x1.1.1.1-W32.16.8.4-BR-H2.2.2.2-R32-P1-N10"
 PADDED = "Swin-E16x2.2.2.2-W5.7.4.3-H2.2.2.2-R32-P1-N10"
 PADDED_BR = "Swin-E16x2.2.2.2-W5.7.4.3-S1011-BR-H2.2.2.2-R32-P1-N10"
 V2_PADDED = "SwinV2-E16x2.2.2.2-W5.7.4.3-H2.2.2.2-32-P1-N10"
-MIXED = "Swin-E16x3.2.2.1-H2.2.4.8-W4.8.2.4-S1010-BR-R32-P1-C1-N3-M2.5"
+MIXED = "Swin-E16x3.2.2.1-H2.2.4.8-W4.8.2.4-S1010-BR-R32-P1-C1-N10-M2.5"
 SMALL = "Swin-E16x1.2.1.1-W4.4.4.2-H2.2.2.2-R16-P1-N10"
 NAMES = (SHIFT, SHIFT_BR, FREE, FREE_BR, V2, V2_BR, EVEN, ONE_WINDOW, PADDED, PADDED_BR, V2_PADDED, MIXED)
 NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -344,6 +344,13 @@ def test_graph_that_does_not_run_or_cannot_be_written_is_refused(monkeypatch: py
     monkeypatch.setattr(deployment, "write_onnx", lambda *_, **__: None)
     with pytest.raises(ExportError, match=f"{SMALL}: the graph could not be written: "):
         deploy(module, arch)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["Swin-E32x2.2.2.2-BR-R32-N10", "SwinV2-E32x2.2.2.2-BR-32-N10"])
+def test_batch_norms_of_a_single_token_stay_in_the_range_of_fp16(name: str, seed: int) -> None:
+    module = build(parse_name(name), seed=seed, scatter=True)
+    assert deploy(module, module.arch, precision="fp16").difference is not None
 
 
 # -- bf16 -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from explorer.arch import PRESETS
 from explorer.cli import app
 from explorer.errors import UserError
 from explorer.paper import TABLE_4, TABLE_5, TABLE_6, TABLES
+from explorer.records import Latency
 
 #: Koo et al. 2023, table 6: 1e9 multiply-adds and 1e6 deployed parameters.
 PUBLISHED = {
@@ -95,9 +96,11 @@ def test_tables_4_and_5_are_thirteen_networks() -> None:
 
 def test_accuracies_and_latencies_stand_in_every_row_of_their_network() -> None:
     same = TABLE_4[2].arch.id
-    rows = reproduce.compare((TABLE_4[2], TABLE_4[4], TABLE_4[5]), accuracies={same: 0.5}, latencies_ms={same: 2.0})
+    measured = Latency(same, "t1-0", 2.0, 2.1, 1.9, 0.1, 3, (2.0,), False, 0.0, 0.0)
+    rows = reproduce.compare((TABLE_4[2], TABLE_4[4], TABLE_4[5]), accuracies={same: 0.5}, latencies={same: measured})
     assert [row["accuracy"] for row in rows] == [0.5, 0.5, None]
     assert [row["latency_ms"] for row in rows] == [2.0, 2.0, None]
+    assert [row["is_stable"] for row in rows] == [False, False, None]
 
 
 def test_unknown_table_is_refused_with_those_that_exist() -> None:
@@ -140,3 +143,36 @@ def test_command_measures_what_the_database_lacks(tmp_path: Path, monkeypatch: p
     second = CliRunner().invoke(app, arguments)
     assert "measuring " not in second.stderr
     assert json.loads(second.stdout) == content
+
+
+@pytest.mark.slow
+def test_accuracies_and_latencies_come_from_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real study whose two networks stand in the place of table 4's."""
+    from dataclasses import replace
+
+    monkeypatch.chdir(tmp_path)
+    space = (
+        "version: 1\nbase: Swin-E16x2.2.2.2-R56-P1-N10\nsearch: {br: [off, on]}\nproxy: {embed_dim: 8, head_dim: 4}\n"
+    )
+    Path("small.yaml").write_text(space)
+    Path("recipe.yaml").write_text("epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n")
+    searched = CliRunner().invoke(
+        app, ["search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "2", "--study", "mine"]
+    )
+    assert searched.exit_code == 0, searched.output
+    names = ("Swin-E16x2.2.2.2-BR-R56-P1-N10", "Swin-E16x2.2.2.2-R56-P1-N10", "Swin-E16x1.1.1.1-R56-P1-N10")
+    rows = tuple(replace(row, name=name) for row, name in zip(TABLE_4, names, strict=False))
+    monkeypatch.setattr(reproduce, "TABLES", {"table4": rows})
+    result = CliRunner().invoke(app, ["reproduce", "table4", "--study", "mine", "--json"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    found = CliRunner().invoke(app, ["pareto", "--study", "mine", "--json"])
+    front = json.loads(found.stdout)["front"]
+    by_id = {row["arch_id"]: row for row in content["rows"]}
+    for row in front:
+        assert by_id[row["arch_id"]]["accuracy"] == row["accuracy"]
+        assert by_id[row["arch_id"]]["latency_ms"] == row["latency_ms"]
+    assert [row["accuracy"] is None for row in content["rows"]] == [False, False, True]
+    assert content["accuracies"]["study"] == "mine"
+    text = CliRunner().invoke(app, ["reproduce", "table4", "--study", "mine"]).stdout
+    assert "accuracy: of proxies, 0 to 1, from study mine" in text

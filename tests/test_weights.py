@@ -425,10 +425,41 @@ def test_new_head_keeps_the_module_s_own(layout: Layout, headless: bool) -> None
     assert differing(module, expected) == []
 
 
-def test_new_head_of_as_many_classes_is_the_given_one() -> None:
+def test_new_head_of_as_many_classes_is_the_module_s_own() -> None:
+    """Other labels may be as many."""
     source, module = scattered(V1), scattered(V1, seed=1)
+    own = module.head.weight.clone()
     load_weights(module, export_weights(source, "timm"), new_head=True)
-    assert differing(module, source.state_dict()) == []
+    assert sorted(differing(module, source.state_dict())) == ["head.bias", "head.weight"]
+    assert torch.equal(module.head.weight, own)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    given = dict(export_weights(scattered(V1), "timm"))
+    given["norm.bias"] = torch.full_like(given["norm.bias"], value)
+    module = scattered(V1, seed=1)
+    before = {key: values.clone() for key, values in module.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"1 not finite \(norm\.bias\)"):
+        load_weights(module, given)
+    assert differing(module, before) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("SwinV2-E16x1.1.1.1-W4.4.4.2-32-P2-N10", 3), ("SwinV2-E16x1.1.1.1-32-P2-N10", 0)]
+)
+def test_swin_v2_of_other_coordinates_is_told(name: str, others: int, caplog: pytest.LogCaptureFixture) -> None:
+    source = build(parse_name("SwinV2-E16x1.1.1.1-32-P2-N10"), scatter=True)
+    with caplog.at_level("WARNING", logger="explorer.model.weights"):
+        load_weights(build(parse_name(name)), export_weights(source, "microsoft"))
+    assert [
+        f"{others} position biases were trained on other coordinates" in each.message for each in caplog.records
+    ] == [True] * bool(others)
+
+
+def test_other_hierarchical_networks_are_not_taken_for_ours() -> None:
+    with pytest.raises(WeightsError, match="not a Swin in the layout of"):
+        load_weights(scattered(V1), {"stages.0.blocks.0.conv_dw.weight": torch.ones(1)})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from explorer.cli.reproduce import reproduce
 from explorer.cli.run import export, train
 from explorer.cli.study import pareto, search, studies_app
 from explorer.cli.system import doctor
-from explorer.errors import ExplorerError, UserError
+from explorer.errors import ExplorerError, TrialError, UserError
 
 
 class _Boundary(TyperGroup):
@@ -35,6 +35,8 @@ class _Boundary(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             self._tell(ctx, error, str(error), 2)
+        except TrialError as error:
+            self._tell(ctx, error, str(error), 1)
         except ExplorerError as error:
             self._tell(ctx, error, f"internal error: {type(error).__name__}: {error}", 1)
         except (KeyboardInterrupt, typer.Abort):

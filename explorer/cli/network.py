@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from explorer.arch import Arch
 from explorer.cli import console, options
 from explorer.records import DEFAULT_STORAGE
 
@@ -63,7 +64,7 @@ def inspect(
     arch = options.arch_of(name, storage)
     counts = complexity_of(arch)
     stages = [asdict(stage) for stage in counts.stages]
-    nodes = model.node_roles(arch)
+    nodes = model.node_roles(arch) if _is_countable(arch) else None
     fields = {key: value for key, value in arch.to_dict().items() if key not in ("windows", "shifts", "br", "depths")}
     content: dict[str, Any] = {
         **arch_row(arch),
@@ -83,16 +84,22 @@ def inspect(
     norm, activation = ("BatchNorm", "ReLU") if arch.br else ("LayerNorm", "GELU")
     form = "post-norm, cosine attention" if arch.v2 else "pre-norm"
     console.document(f"{norm}, {activation}, {form}, patch {arch.patch_size}, MLP ratio {arch.mlp_ratio:g}")
-    table = Table("stage", *stages[0])
-    for number, stage in enumerate(stages, 1):
-        table.add_row(
-            str(number), *(f"{value:,}" if not isinstance(value, bool) else str(int(value)) for value in stage.values())
-        )
+    table = Table("", *(f"stage {number}" for number in range(1, len(stages) + 1)))
+    for key in stages[0]:
+        table.add_row(key, *(f"{int(stage[key]):,}" for stage in stages))
     console.table(table)
     for key in ("params_trainable", "params_deployed", "flops", "activation_bytes"):
         console.document(f"{key:18}{content[key]:>16,}")
+    if nodes is None:
+        console.document("nodes: not counted, the network is too large for its graph to be written")
+        return
     console.document(f"{'nodes':18}{sum(nodes.values()):>16,}  of the ONNX graph at batch 1, by role:")
     console.document("  " + ", ".join(f"{role} {count}" for role, count in nodes.items()))
+
+
+def _is_countable(arch: Arch) -> bool:
+    """Whether the graph can be laid out in seconds: no such limit binds a network that could be trained."""
+    return sum(arch.depths) <= 500 and max(arch.windows) <= 128 and arch.tokens[0] <= 2048
 
 
 def measure(

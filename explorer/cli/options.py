@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from explorer.arch import MAX_COUNT, Arch, parse_name
+from explorer.arch import Arch, parse_name
 from explorer.errors import ArchError, BackendMissing, UserError
 from explorer.records import Precision
 
@@ -29,6 +29,10 @@ DataRoot = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of sampler, weights and training.")]
 
 
+#: Far above any batch whose graph could be checked.
+MAX_BATCH = 65_536
+
+
 def precision_of(text: str) -> Precision:
     """Raises BackendMissing for an unknown precision."""
     if text not in ("fp32", "fp16", "bf16"):
@@ -40,8 +44,8 @@ def batch_of(text: str) -> int | None:
     """A number of images, None for `dynamic`. Raises UserError for anything else."""
     if text == "dynamic":
         return None
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_COUNT):
-        raise UserError(f"--batch: {text!r} is neither a whole number of at least 1 nor 'dynamic'")
+    if not (text.isdecimal() and len(text) <= len(str(MAX_BATCH)) and 1 <= int(text) <= MAX_BATCH):
+        raise UserError(f"--batch: {text[:20]!r} is neither a whole number from 1 to {MAX_BATCH:,} nor 'dynamic'")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     from explorer.arch import Arch
-    from explorer.records import Target
+    from explorer.records import Latency, Target
     from explorer.store import Store
 
 
@@ -38,15 +38,17 @@ def reproduce(
     rows = library.table(name)
     archs = list({row.arch.id: row.arch for row in rows}.values())
     accuracies: dict[str, float | None] = {}
-    latencies: dict[str, float | None] = {}
+    latencies: dict[str, Latency | None] = {}
     target: Target | None = None
+    origin: dict[str, Any] | None = None
     if study is not None:
         store = Store.open(storage)
         record = store.study(study)
         target = store.target(record.target_id)
+        origin = {"study": record.name, **{key: record.identity[key] for key in ("recipe", "data", "proxy")}}
         for candidate in store.candidates(record):
             accuracies[candidate.arch.id] = candidate.accuracy
-            latencies[candidate.arch.id] = candidate.latency_ms
+            latencies[candidate.arch.id] = candidate.latency
         store.close()
     if backend is not None:
         target, why = latency.resolve(
@@ -55,28 +57,35 @@ def reproduce(
         console.note(why)
         store = Store.open(storage, create=True)
         latencies = {
-            arch.id: _latency_ms(store, arch, target, f"{index}/{len(archs)}") for index, arch in enumerate(archs, 1)
+            arch.id: _latency(store, arch, target, f"{index}/{len(archs)}") for index, arch in enumerate(archs, 1)
         }
         store.close()
     compared = library.compare(
         rows,
         accuracies=accuracies,
-        latencies_ms=latencies,
+        latencies=latencies,
         on_row=lambda row: console.note(f"counting {row.arch.name}"),
     )
     if as_json:
-        console.json_document({"table": name, "target": asdict(target) if target else None, "rows": compared})
+        content = {"table": name, "target": asdict(target) if target else None, "accuracies": origin, "rows": compared}
+        console.json_document(content)
         return
     _show(name, compared)
     for key, what in (("params", "deployed parameters"), ("flops", "FLOPs"), ("onnx_tool", "FLOPs by onnx-tool")):
         largest = library.largest_difference(compared, f"{key}_difference")
         if largest is not None:
             console.document(f"{what}: at most {largest:.1%} from the paper's")
+    if origin is None:
+        console.document("accuracy: not known; give --study")
+    else:
+        console.document(
+            f"accuracy: of proxies, 0 to 1, from study {origin['study']}; no ImageNet top-1 like the paper's"
+        )
     console.document(f"latency: {target.describe()}" if target else "latency: not measured; give --study or --backend")
     console.document("the paper's: RTX 3080, batch 1, TensorRT 8.5 FP16 and PyTorch 1.13 FP32; ImageNet-1K top-1")
 
 
-def _latency_ms(store: Store, arch: Arch, target: Target, place: str) -> float | None:
+def _latency(store: Store, arch: Arch, target: Target, place: str) -> Latency | None:
     """From the store, else measured and kept there; None, with a message, where it cannot be measured."""
     from explorer.errors import TrialError
     from explorer.evaluate import measure_arch
@@ -90,34 +99,35 @@ def _latency_ms(store: Store, arch: Arch, target: Target, place: str) -> float |
             console.error(f"{arch.name}: {error}")
             return None
         store.add_latency(arch, target, known)
-    return known.latency_ms
+    return known
 
 
 def _show(name: str, rows: list[dict[str, Any]]) -> None:
+    """A table of the columns that hold something; text folds where the terminal is narrow, figures do not."""
     from rich.table import Table
 
-    shown = Table(
-        name, "network", "params", "paper", "diff", "FLOPs", "paper", "diff", "onnx-tool", "diff", "top-1 (paper)", "accuracy",
-        "TensorRT ms (paper)", "PyTorch ms (paper)", "ms",
-    )  # fmt: skip
-    for row in rows:
-        shown.add_row(
-            row["label"],
-            row["name"] if row["name"] != row["label"] else "",
-            f"{row['params_deployed'] / 1e6:.1f}M",
-            _or_blank(row["paper_params_m"], "{:.1f}M"),
-            _or_blank(row["params_difference"], "{:+.1%}"),
-            f"{row['flops'] / 1e9:.1f}G",
-            _or_blank(row["paper_flops_g"], "{:.1f}G"),
-            _or_blank(row["flops_difference"], "{:+.1%}"),
-            _or_blank(row["onnx_tool_flops"], "{:.1f}G", 1e9),
-            _or_blank(row["onnx_tool_difference"], "{:+.1%}"),
-            row["paper_top1"] or "",
-            _or_blank(row["accuracy"], "{:.4f}"),
-            row["paper_tensorrt_fp16_ms"] or "",
-            row["paper_torch_fp32_ms"] or "",
-            _or_blank(row["latency_ms"], "{:.3f}"),
-        )
+    columns = {
+        name: [row["label"] + (f"\n{row['name']}" if row["name"] != row["label"] else "") for row in rows],
+        "params": [f"{row['params_deployed'] / 1e6:.1f}M" for row in rows],
+        "paper's": [_or_blank(row["paper_params_m"], "{:.1f}M") for row in rows],
+        "diff": [_or_blank(row["params_difference"], "{:+.1%}") for row in rows],
+        "FLOPs": [f"{row['flops'] / 1e9:.1f}G" for row in rows],
+        "paper's ": [_or_blank(row["paper_flops_g"], "{:.1f}G") for row in rows],
+        "diff ": [_or_blank(row["flops_difference"], "{:+.1%}") for row in rows],
+        "onnx-tool": [_or_blank(row["onnx_tool_flops"], "{:.1f}G", 1e9) for row in rows],
+        "diff  ": [_or_blank(row["onnx_tool_difference"], "{:+.1%}") for row in rows],
+        "paper's top-1": [row["paper_top1"] or "" for row in rows],
+        "accuracy": [_or_blank(row["accuracy"], "{:.4f}") for row in rows],
+        "paper's TensorRT ms": [row["paper_tensorrt_fp16_ms"] or "" for row in rows],
+        "paper's PyTorch ms": [row["paper_torch_fp32_ms"] or "" for row in rows],
+        "ms": [_or_blank(row["latency_ms"], "{:.3f}") + "?" * (row["is_stable"] is False) for row in rows],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    shown = Table()
+    for title in filled:
+        shown.add_column(title.strip(), overflow="fold", no_wrap=not title.startswith("paper's "))
+    for cells in zip(*filled.values(), strict=True):
+        shown.add_row(*cells)
     console.table(shown)
 
 

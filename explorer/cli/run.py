@@ -98,6 +98,8 @@ def export(
     )
     if layout is not None:
         console.document(f"{to / 'weights.safetensors'}  in the layout of {layout}")
+    elif (to / "weights.safetensors").exists():
+        console.note(f"{to / 'weights.safetensors'} is of an earlier export, and stays")
     console.document(
         f"{to / 'run.yaml'}  train it: swinexplore train {to / 'run.yaml'}{'' if run.data else ' --data DATA'}"
     )
@@ -184,6 +186,8 @@ def train(
     from explorer.training.trainer import Checkpoint, require_fit
     from explorer.training.trainer import train as train_module
 
+    if new_head and weights is None:
+        raise RecipeError("--new-head: says how to start from --weights; give both, or neither")
     run = load_run(run_file)
     arch = run.architecture(str(run_file))
     recipe = run.recipe if epochs is None else run.recipe.model_copy(update={"epochs": epochs})
@@ -196,6 +200,13 @@ def train(
             f"{run_file}: arch.num_classes: {arch.num_classes}, but {spec} has {info.num_classes} classes; "
             f"set arch.num_classes: {info.num_classes}, or choose other data"
         )
+    key = [arch.id, recipe.id, info.id, str(run.seed)]
+    module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path)
+    module.checkpoint_blocks(checkpoint_blocks)
+    if weights is not None:
+        layout = _load_weights(module, weights, new_head=new_head)
+        console.note(f"starting from {weights}, in the layout of {layout}{', with a new head' * new_head}")
+        key.append(f"{_digest(weights)}{'+new-head' * new_head}")
     import torch
 
     kind = latency.resolve("torch", device=device)[0].device_kind
@@ -208,15 +219,6 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--to: {folder}: cannot be made: {error.strerror}") from None
-    key = [arch.id, recipe.id, info.id, str(run.seed)]
-    module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path)
-    module.checkpoint_blocks(checkpoint_blocks)
-    if new_head and weights is None:
-        raise RecipeError("--new-head: says how to start from --weights; give both, or neither")
-    if weights is not None:
-        layout = _load_weights(module, weights, new_head=new_head)
-        console.note(f"starting from {weights}, in the layout of {layout}{', with a new head' * new_head}")
-        key.append(_digest(weights))
     kept = Checkpoint(folder / "checkpoint.pt", "/".join(key))
     if kept.path.exists():
         console.note(f"going on from {kept.path}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from explorer.errors import BackendMissing
 from explorer.latency import environment
-from explorer.model import GRAPH_VERSION
+from explorer.model import GRAPH_VERSION, MODULE_VERSION
 from explorer.records import Latency, Precision, Target
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def resolve(
         device=_gpu_name() if kind == "cuda" else environment.cpu_model(),
         driver=environment.nvidia_driver() if kind == "cuda" else "",
         threads=0 if kind == "cuda" else environment.cpu_threads(),
-        graph_version=GRAPH_VERSION if runs_graph else 0,
+        graph_version=GRAPH_VERSION if runs_graph else MODULE_VERSION,
     )
     return target, why
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
 GRAPH_VERSION: Final = 2
+#: Rises whenever the torch module of an architecture runs other operations; part of the key of latencies measured on it.
+MODULE_VERSION: Final = 1
 
 
 def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, scatter: bool = False) -> Swin:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from explorer.arch import NUM_STAGES, Arch
 from explorer.model.onnx_writer import Graph
-from explorer.model.swin import Block, PatchMerging, Swin, partition
+from explorer.model.swin import Block, PatchMerging, Swin, window_order
 from explorer.records import Precision
 
 
@@ -66,8 +66,7 @@ class _Layout:
 
     def order(self) -> Tensor:
         """(tokens^2,) the token of the grid, counted row by row, at each place of this layout."""
-        grid = torch.arange(self.tokens**2).view(1, self.tokens, self.tokens, 1)
-        return partition(grid.roll((-self.shift, -self.shift), (1, 2)), self.window).flatten()
+        return window_order(self.tokens, self.window, self.shift)
 
     def places(self) -> Tensor:
         """(tokens^2,) the place in this layout of each token of the grid: the inverse of `order`."""
@@ -104,14 +103,14 @@ def _folded(
     weight_KC: Tensor, bias: Tensor | None, *, before: nn.Module | None = None, after: nn.Module | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Weights (C, K) and bias of a linear layer with the norms around it folded in, where they are BatchNorms."""
-    weight, offset = weight_KC.double(), None if bias is None else bias.double()
     if isinstance(before, nn.BatchNorm1d):
         scale, shift = _norm_factors(before)
-        weight, offset = weight * scale, weight @ shift + (0.0 if offset is None else offset)
+        offset = weight_KC.double() @ shift
+        weight_KC, bias = weight_KC * scale, offset if bias is None else offset + bias
     if isinstance(after, nn.BatchNorm1d):
         scale, shift = _norm_factors(after)
-        weight, offset = weight * scale[:, None], shift + (0.0 if offset is None else offset * scale)
-    return weight.T, offset
+        weight_KC, bias = weight_KC * scale[:, None], shift if bias is None else shift + bias * scale
+    return weight_KC.T, bias
 
 
 def _normed(graph: Graph, name: str, x: str, norm: nn.Module) -> str:
@@ -285,7 +284,7 @@ def _window_attention(
     weight_CK, bias = _folded(attn.qkv.weight, attn.qkv_bias(), before=before)
     assert bias is not None
     if not attn.v2:
-        scale = torch.ones_like(bias)
+        scale = torch.ones_like(bias, dtype=torch.float64)
         scale[:dim] = d**-0.5
         weight_CK, bias = weight_CK * scale, bias * scale
     query, key, value = graph.split(f"{name}.attn.heads.split", graph.linear(f"{name}.attn.qkv", x, weight_CK, bias), 3)

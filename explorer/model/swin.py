@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from torchvision.ops import StochasticDepth
 
 from explorer.arch import NUM_STAGES, Arch
+from explorer.complexity import CPB_HIDDEN
 
 #: Added to the attention of tokens that are neighbours only through the cyclic shift (Liu et al. 2021, section 3.2).
 MASK_VALUE = -100.0
@@ -30,8 +31,8 @@ MASK_VALUE = -100.0
 MIN_TEMPERATURE = 0.01
 #: ... and starts here, as the authors' code has it.
 FIRST_TEMPERATURE = 0.1
-#: Swin V2: hidden channels of the position bias' MLP, the bound of its output, and the extent that offsets are scaled to.
-CPB_HIDDEN, CPB_BOUND, CPB_EXTENT = 512, 16.0, 8
+#: Swin V2: the bound of the position bias, and the extent that offsets are scaled to.
+CPB_BOUND, CPB_EXTENT = 16.0, 8
 _POST_NORMS = ("norm1.weight", "norm2.weight")
 
 
@@ -76,6 +77,12 @@ def merge(x_NLC: Tensor, window: int, tokens: int) -> Tensor:
     per_side = tokens // window
     x = x_NLC.view(-1, per_side, per_side, window, window, C)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, tokens, tokens, C)
+
+
+def window_order(tokens: int, window: int, shift: int) -> Tensor:
+    """(tokens^2,) the grid's tokens, counted row by row, in the order of windows after a roll by `shift`."""
+    grid = torch.arange(tokens**2).view(1, tokens, tokens, 1)
+    return partition(grid.roll((-shift, -shift), (1, 2)), window).flatten()
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -154,7 +161,7 @@ class WindowAttention(nn.Module):
         """(h, L, L) bias added to the attention of every window."""
         table_Th = CPB_BOUND * torch.sigmoid(widened(self.cpb_mlp(self.coordinates))) if self.v2 else self.bias_table
         L = self.relative_index.shape[0]
-        # Rows of heads: the backward of selecting columns costs a fifth of that of indexing (benchmarks/model_speed.py).
+        # Rows of heads: selecting columns, with its backward, costs a fraction of indexing (benchmarks/model_speed.py).
         return table_Th.t().index_select(1, self.relative_index.view(-1)).view(-1, L, L)
 
     def qkv_bias(self) -> Tensor:
@@ -250,8 +257,7 @@ class Block(nn.Module):
         self.shift = self.window // 2 if arch.has_shift(stage, block) else 0
         self.padding = -self.tokens % self.window
         is_gathered = self.shift > 0 and self.padding == 0
-        grid = torch.arange(self.tokens**2).view(1, self.tokens, self.tokens, 1)
-        order = partition(grid.roll((-self.shift, -self.shift), (1, 2)), self.window).flatten() if is_gathered else None
+        order = window_order(self.tokens, self.window, self.shift) if is_gathered else None
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
         mask = shift_mask(self.tokens, self.window) if self.shift else None
@@ -398,7 +404,7 @@ class Swin(nn.Module):
     def checkpoint_blocks(self, enabled: bool = True) -> None:
         """Whether training keeps only the input of every block and computes the rest again in the backward pass.
 
-        Same gradients, about a third more time, a fraction of the memory.
+        Same gradients, less memory, more time.
         """
         for stage in self.stages:
             assert isinstance(stage, Stage)
@@ -436,7 +442,8 @@ def scatter_weights(module: Swin, seed: int) -> None:
     """Weights for checks and measurements of an untrained network: drawn so that every part shows in the logits.
 
     Norms 1 +- 0.2, biases +- 0.2, bias tables N(0, 1), temperatures e^(+-0.2) around the first, linear weights that keep
-    the spread of what they read. A BatchNorm's running statistics are those of two random images.
+    the spread of what they read. A BatchNorm's running statistics are those of random images, as many as give it 64 values a
+    channel, and two at least.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -456,7 +463,8 @@ def scatter_weights(module: Swin, seed: int) -> None:
         module.eval()  # no stochastic depth
         for norm in norms:
             norm.train().momentum = 1.0
-        shape = (2, module.arch.channels, module.arch.image_size, module.arch.image_size)
+        images = max(2, 64 // module.arch.tokens[-1] ** 2)
+        shape = (images, module.arch.channels, module.arch.image_size, module.arch.image_size)
         module(torch.randn(shape, generator=generator).to(parameter))
         for norm in norms:
             norm.momentum = momentum

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from explorer.arch import NUM_STAGES
 from explorer.errors import WeightsError
 from explorer.model.swin import Swin, WindowAttention
 
@@ -39,9 +40,10 @@ _NUM_NAMED: Final = 3
 def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool = False) -> Layout:
     """Copies the weights of a public model into `module`; returns the layout that was recognised.
 
-    Position bias tables of other windows are resized (bicubic, as the Swin authors do). `new_head`: keeps the module's own
-    classifier where the given one has other classes or none. Raises WeightsError, and loads nothing, where the layout is
-    not recognised or a tensor is missing, unknown or of another shape.
+    Position bias tables of other windows are resized (bicubic, as the Swin authors do), which is logged as a warning, as is
+    a Swin V2 whose position bias was trained on other coordinates. `new_head`: keeps the module's own classifier. Raises
+    WeightsError, and loads nothing, where the layout is not recognised, or a tensor is missing, unknown, of another shape or
+    not finite.
     """
     given = _unwrapped(state_dict)
     layout = _recognised(given)
@@ -50,9 +52,7 @@ def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool 
     names = {key: _spelled(key, layout) for key in own}
     found = {key: _converted(key, given[name], module) for key, name in names.items() if name in given}
     if new_head:
-        head = {key: values for key, values in own.items() if key.startswith("head.")}
-        if any(key not in found or found[key].shape != values.shape for key, values in head.items()):
-            found |= head
+        found |= {key: values for key, values in own.items() if key.startswith("head.")}
     missing = list(dict.fromkeys(name for key, name in names.items() if key not in found))
     unknown = [name for name in given if name not in names.values() and name.rpartition(".")[2] not in _BUFFERS]
     misshapen = list(
@@ -62,10 +62,16 @@ def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool 
             if values.shape != own[key].shape
         }.values()
     )
-    if missing or unknown or misshapen:
+    unusable = [names[key] for key, values in found.items() if not values.isfinite().all()]
+    if missing or unknown or misshapen or unusable:
         told = [
             f"{len(those)} {what} ({', '.join(those[:_NUM_NAMED])}{', ...' * (len(those) > _NUM_NAMED)})"
-            for what, those in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
+            for what, those in (
+                ("missing", missing),
+                ("unknown", unknown),
+                ("misshapen", misshapen),
+                ("not finite", unusable),
+            )
             if those
         ]
         raise WeightsError(
@@ -76,6 +82,13 @@ def load_weights(module: Swin, state_dict: Mapping[str, Any], *, new_head: bool 
     if resized:
         logger.warning(
             "%s: the weights are of other windows: %d position bias tables resized", module.arch.name, len(resized)
+        )
+    if others := _other_coordinates(module, given, layout):
+        logger.warning(
+            "%s: %d position biases were trained on other coordinates; name the windows that they were trained with by the "
+            "suffix F of the architecture's name",
+            module.arch.name,
+            others,
         )
     module.load_state_dict(found)
     return layout
@@ -93,6 +106,8 @@ def export_weights(module: Swin, layout: Layout) -> dict[str, Tensor]:
         return own
     if module.arch.br:
         raise WeightsError(f"layout {layout}: {module.arch.name}: it has no BatchNorm variant; use swinexplore")
+    if layout == "torchvision" and any(module.arch.is_padded(stage) for stage in range(NUM_STAGES)):
+        logger.warning("%s: torchvision pads before the shift: its logits will differ", module.arch.name)
     exported: dict[str, Tensor] = {}
     for key, values in own.items():
         if layout == "torchvision" and key.endswith(".q_bias"):
@@ -152,7 +167,7 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _recognised(names: Mapping[str, Tensor]) -> Layout:
-    if any(name.startswith("stages.") for name in names):
+    if "stages.0.blocks.0.attn.proj.weight" in names:
         return "swinexplore"
     if "features.0.0.weight" in names:
         return "torchvision"
@@ -216,6 +231,19 @@ def _resized(table_Th: Tensor, num_offsets: int) -> Tensor:
         return table_Th
     square = table_Th.float().t().reshape(1, -1, old, old)
     return F.interpolate(square, (new, new), mode="bicubic").flatten(2)[0].t().to(table_Th.dtype)
+
+
+def _other_coordinates(module: Swin, given: Mapping[str, Tensor], layout: Layout) -> int:
+    """How many of Swin V2's attentions come with a table of coordinates that is not the module's."""
+    count = 0
+    for name, attn in module.named_modules():
+        if isinstance(attn, WindowAttention) and attn.v2:
+            table = given.get(_spelled(f"{name}.", layout) + "relative_coords_table")
+            own = attn.coordinates.cpu().float()
+            count += table is not None and (
+                table.numel() != own.numel() or not torch.allclose(table.float().reshape(own.shape), own, atol=1e-2)
+            )
+    return count
 
 
 def _buffers(prefix: str, attn: WindowAttention, layout: Layout) -> dict[str, Tensor]:

@@ -194,7 +194,7 @@ class _Loop:
         state = read_checkpoint(checkpoint.path)
         if state.get("key") != checkpoint.key:
             raise RecipeError(
-                f"{checkpoint.path}: the state of another training (other architecture, recipe, data or seed); "
+                f"{checkpoint.path}: the state of another training (other architecture, recipe, data, seed or starting weights); "
                 "move it away, or train into another folder with --to"
             )
         self.module.load_state_dict(state["module"])
