@@ -158,6 +158,16 @@ def test_logits_of_large_images_are_those_of_the_peer(ours: Swin, layout: Layout
         assert distance(ours(image), theirs(image)) < LOGITS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ours", LARGE, indirect=True)
+def test_gradients_of_large_images_are_those_of_timm(ours: Swin) -> None:
+    theirs, image = make_peer("timm", ours.arch), random_images(ours.arch)
+    theirs.load_state_dict(export_weights(ours, "timm"))
+    run_backward(theirs, image)
+    run_backward(ours, image)
+    assert_same_gradients(exported_gradients(ours, "timm"), gradients(theirs))
+
+
 @pytest.mark.parametrize("layout", PEERS)
 @pytest.mark.parametrize("ours", ["Swin-T", "SwinV2-T"], indirect=True)
 def test_weights_come_back_from_the_peer_bit_by_bit(ours: Swin, layout: Layout) -> None:
@@ -687,6 +697,20 @@ def test_compiled_module_trains_with_checkpointing() -> None:
     module.checkpoint_blocks()
     torch.compiler.reset()
     run_backward(torch.compile(module, backend="aot_eager"), images)
+    assert_same_gradients(gradients(module), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU: apt-get install g++")
+def test_inductor_trains_as_the_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    module = build(parse_name(COMPILED), scatter=True).train()
+    images = random_images(module.arch, 2)
+    run_backward(module, images)
+    expected = {key: gradient.clone() for key, gradient in gradients(module).items()}
+    module.zero_grad()
+    torch.compiler.reset()
+    run_backward(torch.compile(module, backend="inductor"), images)
     assert_same_gradients(gradients(module), expected)
 
 
