@@ -701,6 +701,19 @@ def test_compiled_module_trains_with_checkpointing() -> None:
 
 
 @pytest.mark.slow
+def test_compiled_checkpointing_counts_a_batch_once() -> None:
+    found = []
+    for checkpointing in (False, True):
+        module = build(parse_name(COMPILED_BR), scatter=True).train()
+        module.checkpoint_blocks(checkpointing)
+        torch.compiler.reset()
+        run_backward(torch.compile(module, backend="aot_eager"), random_images(module.arch, 2))
+        found.append({key: values.clone() for key, values in module.state_dict().items()})
+    for key, values in found[0].items():
+        torch.testing.assert_close(found[1][key], values)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU: apt-get install g++")
 def test_inductor_trains_as_the_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -339,12 +339,9 @@ _Contexts = Callable[[], tuple[contextlib.AbstractContextManager[None], contextl
 
 
 def _contexts(block: nn.Module) -> _Contexts:
-    """Makes the contexts of a checkpointed block's forward pass and of its repetition, which counts no batch again.
-
-    A compiled module writes its statistics once by itself.
-    """
+    """Makes the contexts of a checkpointed block's forward pass and of its repetition, which counts no batch again."""
     norms = [module for module in block.modules() if isinstance(module, TokenBatchNorm) and module.training]
-    if not norms or torch.compiler.is_compiling():
+    if not norms:
         return noop_context_fn
 
     @contextlib.contextmanager
@@ -374,10 +371,12 @@ class Stage(nn.Module):
         if self.merging is not None:
             x_BHWC = self.merging(x_BHWC)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False, context_fn=_contexts(block))
-            else:
+            if not (self.checkpointing and torch.is_grad_enabled()):
                 x_BHWC = block(x_BHWC)
+            elif torch.compiler.is_compiling():  # takes no contexts, and writes a BatchNorm's statistics once by itself
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+            else:
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False, context_fn=_contexts(block))
         return x_BHWC
 
 
