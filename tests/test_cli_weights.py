@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from explorer.arch import parse_name
 from explorer.cli import app
 from explorer.model import build, export_weights, load_weights
+from explorer.model.weights import Layout
 
 NAME = "Swin-E16x2.2.2.2-W2.2.2.2-R32-P2-C1-N16"
 RECIPE = "epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 32\n"
@@ -39,9 +40,9 @@ def logits_of(file: Path, image: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [NAME, "SwinV2-E16x2.2.2.2-W3.4.2.2-32-P2-C1-N16"])
 @pytest.mark.parametrize("layout", ["timm", "torchvision", "microsoft", "swinexplore"])
-def test_public_weights_go_into_the_model(name: str, layout: str, folder: Path) -> None:
+def test_public_weights_go_into_the_model(name: str, layout: Layout, folder: Path) -> None:
     module = build(parse_name(name), scatter=True, seed=5).eval()
-    torch.save({"model": export_weights(module, layout)}, folder / "public.pth")  # type: ignore[arg-type]
+    torch.save({"model": export_weights(module, layout)}, folder / "public.pth")
     code, _, told = run("export", name, "--to", "out", "--checkpoint", "public.pth", "--batch", "dynamic")
     assert code == 0, told
     assert f"layout of {layout}" in told
@@ -82,11 +83,11 @@ def test_weights_of_other_windows_are_resized_and_that_is_said(folder: Path) -> 
 
 
 @pytest.mark.parametrize("layout", ["timm", "swinexplore"])
-def test_training_starts_from_public_weights(layout: str, folder: Path) -> None:
+def test_training_starts_from_public_weights(layout: Layout, folder: Path) -> None:
     """With a learning rate of next to nothing the trained weights are the given ones."""
     (folder / "recipe.yaml").write_text(RECIPE + "lr: 1.0e-12\nmin_lr: 0.0\n")
     module = build(parse_name(NAME), scatter=True, seed=5)
-    torch.save(export_weights(module, layout), folder / "public.pt")  # type: ignore[arg-type]
+    torch.save(export_weights(module, layout), folder / "public.pt")
     assert run("export", NAME, "--to", "out", "--recipe", "recipe.yaml", "--data", "contours")[0] == 0
     code, _, told = run("train", "out/run.yaml", "--weights", "public.pt")
     assert code == 0, told

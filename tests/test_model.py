@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -673,6 +674,10 @@ def test_half_precision_gradients_are_finite(name: str, dtype: torch.dtype, conv
 COMPILED = "Swin-E16x2.1.1.1-W4.4.4.4-R32-P1-N10"
 COMPILED_BR = "Swin-E16x2.1.1.1-W4.4.4.4-BR-R32-P1-N10"
 COMPILED_V2 = "SwinV2-E16x2.1.1.1-W5.5.4.4-32-P1-N10"
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    reason="inductor needs g++ and Python's headers on a CPU: apt-get install g++ python3-dev",
+)
 
 
 @pytest.mark.slow
@@ -685,18 +690,6 @@ def test_compiled_module_trains_as_the_plain_one(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     assert distance(run_backward(compiled, images), logits) < LOGITS
-    assert_same_gradients(gradients(module), expected)
-
-
-@pytest.mark.slow
-def test_compiled_module_trains_with_checkpointing() -> None:
-    module = build(parse_name(COMPILED), scatter=True).train()
-    images = random_images(module.arch, 2)
-    run_backward(module, images)
-    expected = {key: gradient.clone() for key, gradient in gradients(module).items()}
-    module.checkpoint_blocks()
-    torch.compiler.reset()
-    run_backward(torch.compile(module, backend="aot_eager"), images)
     assert_same_gradients(gradients(module), expected)
 
 
@@ -714,21 +707,25 @@ def test_compiled_checkpointing_counts_a_batch_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU: apt-get install g++")
-def test_inductor_trains_as_the_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("backend", "checkpointing"), [("aot_eager", True), pytest.param("inductor", False, marks=needs_compiler)]
+)
+def test_compiled_training_has_the_gradients_of_the_plain_one(
+    backend: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     module = build(parse_name(COMPILED), scatter=True).train()
     images = random_images(module.arch, 2)
     run_backward(module, images)
     expected = {key: gradient.clone() for key, gradient in gradients(module).items()}
-    module.zero_grad()
+    module.checkpoint_blocks(checkpointing)
     torch.compiler.reset()
-    run_backward(torch.compile(module, backend="inductor"), images)
+    run_backward(torch.compile(module, backend=backend), images)
     assert_same_gradients(gradients(module), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU: apt-get install g++")
+@needs_compiler
 def test_inductor_computes_the_logits_of_the_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     module = build(parse_name(COMPILED_V2), scatter=True).eval()
