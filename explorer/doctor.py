@@ -14,16 +14,17 @@ from typing import Any, Final
 
 from explorer import latency
 from explorer.arch import parse_name
-from explorer.errors import ExplorerError
-from explorer.evaluate import measure_arch
+from explorer.errors import BackendMissing, ExplorerError
 from explorer.latency import environment
+from explorer.latency.measurer import Measurer
+from explorer.latency.worker import Worker
 from explorer.space import shipped
 
 #: Measured by each backend: small enough to take a second.
 PROBE: Final = parse_name("Swin-E16x2.2.2.2-R56-P1-N10")
 REQUIRED: Final = (
     "torch", "torchvision", "optuna", "onnx", "onnxruntime", "rich", "typer", "sqlalchemy", "pydantic", "PyYAML", "numpy",
-    "scipy", "matplotlib", "plotly", "filelock",
+    "scipy", "matplotlib", "plotly", "filelock", "nvidia-ml-py",
 )  # fmt: skip
 
 
@@ -48,12 +49,15 @@ def examine() -> Iterator[Finding]:
         yield _package(package)
     yield Finding("cpu", "ok", f"{environment.cpu_model()}, {environment.cpu_threads()} threads")
     yield _gpu()
-    for backend, (_, kinds, _, _) in latency.BACKENDS.items():
-        for kind in kinds:
-            if kind == "cpu" or latency.sees_gpu():
-                yield _probe(backend, kind)
-            else:
-                yield Finding(f"backend {backend} on {kind}", "missing", "no NVIDIA GPU to run on")
+    with Worker() as worker:
+        for backend, known in latency.BACKENDS.items():
+            for kind in known.kinds:
+                if kind == "cpu" or latency.sees_gpu():
+                    yield _probe(backend, kind, worker)
+                else:
+                    yield Finding(f"backend {backend} on {kind}", "missing", "no NVIDIA GPU to run on")
+    yield _tensorrt()
+    yield _nvml()
     yield _dashboard()
     yield Finding(
         "space files",
@@ -66,6 +70,8 @@ def examine() -> Iterator[Finding]:
 
 def _package(package: str) -> Finding:
     version = environment.version_of(package)
+    if not version and package == "onnxruntime":
+        version = environment.version_of("onnxruntime-gpu")
     if version:
         return Finding(package, "ok", version)
     return Finding(package, "broken", "not installed", f"pip install {package}")
@@ -89,14 +95,44 @@ def _gpu() -> Finding:
     return Finding("gpu", "broken", reason, "install a torch that fits the driver: see pytorch.org")
 
 
-def _probe(backend: str, kind: str) -> Finding:
+def _probe(backend: str, kind: str, worker: Worker) -> Finding:
     subject = f"backend {backend} on {kind}"
     try:
         target, _ = latency.resolve(backend, device=kind, image_size=PROBE.image_size)
-        measured = measure_arch(PROBE, target)
+    except BackendMissing as error:
+        return Finding(subject, "missing", str(error).splitlines()[0])
+    try:
+        measured = Measurer(target, worker=worker, deadline_s=300).measure(PROBE)
     except (ExplorerError, ImportError, OSError, RuntimeError) as error:
         return Finding(subject, "broken", str(error).splitlines()[0], "reinstall the package named here")
-    return Finding(subject, "ok", f"{target.backend_version}: {measured.latency_ms:.2f} ms for {PROBE.name}")
+    shaky = f" (invalid: {measured.invalid})" if measured.invalid else ""
+    return Finding(subject, "ok", f"{target.backend_version}: {measured.latency_ms:.2f} ms for {PROBE.name}{shaky}")
+
+
+def _tensorrt() -> Finding:
+    """The library, which TensorRT for RTX needs no GPU to build with."""
+    try:
+        from explorer.latency import trt_build
+    except BackendMissing as error:
+        return Finding("tensorrt", "missing", str(error).splitlines()[0], "pip install tensorrt")
+    builds_for = ", ".join(trt_build.compute_capabilities())
+    return Finding(
+        "tensorrt", "ok", trt_build.version() + (f", builds for compute capability {builds_for}" * bool(builds_for))
+    )
+
+
+def _nvml() -> Finding:
+    """What clocks, throttling and other processes are read with."""
+    if not environment.has_nvidia_driver():
+        return Finding("nvml", "missing", "no NVIDIA driver is loaded")
+    from explorer.latency.cuda import gpu_uuid
+    from explorer.latency.nvml import Gpu
+
+    gpu = Gpu.find(gpu_uuid())
+    if gpu is None:
+        return Finding("nvml", "broken", "NVML does not tell of the GPU", "pip install nvidia-ml-py")
+    told = gpu.describe()
+    return Finding("nvml", "ok", f"driver {told['driver']}, CUDA {told['cuda']}, {told['uuid']}")
 
 
 def _dashboard() -> Finding:

@@ -1,22 +1,24 @@
 """Architecture -> candidate: look facts up, else measure and train, latency first.
 
-What is in the store is never done again. A candidate over the latency limit is not trained. Measuring and training follow
-one another in one process and hold their device, so that nothing of ours trains beside a measurement.
+What is in the store is never done again, but for a latency that was measured under conditions that make it invalid. A
+candidate over the latency limit is not trained. Measuring, in a worker process, and training, in this one, follow one
+another and hold their device, so that nothing of ours trains beside a measurement.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from explorer import latency, model
+from explorer import model
 from explorer.arch import Arch, ProxyScale
 from explorer.errors import TrialError
 from explorer.latency import environment
+from explorer.latency.measurer import DEADLINE_S, Measurer
 from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, ScoreKey, Target, latency_key
 from explorer.store import Store
 from explorer.training.data import Split, load, resting_device
@@ -63,11 +65,31 @@ class Plan:
 
 
 class Evaluator:
-    """Evaluates architectures by one plan; holds the loaded data between them."""
+    """Evaluates architectures by one plan; holds the loaded data and the measuring worker between them.
 
-    def __init__(self, plan: Plan) -> None:
+    A context manager that ends the worker. `rebuilds`, `deadline_s` and `cache_root`: as `latency.measurer.Measurer` has them.
+    """
+
+    def __init__(
+        self, plan: Plan, *, rebuilds: int = 1, deadline_s: float = DEADLINE_S, cache_root: Path | None = None
+    ) -> None:
         self.plan = plan
+        self.reference: Arch | None = None
+        self._measuring: dict[str, Any] = {"rebuilds": rebuilds, "deadline_s": deadline_s, "cache_root": cache_root}
+        self._measurer: Measurer | None = None
         self._loaded: Split | None = None
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the measuring worker."""
+        if self._measurer is not None:
+            self._measurer.close()
+            self._measurer = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -77,12 +99,13 @@ class Evaluator:
         return torch.device(self.plan.train_device)
 
     def prepare(self, arch: Arch) -> None:
-        """Loads the data at the size of `arch`'s proxy, which all of a space share.
+        """Makes `arch`, a space's base, the reference of all latencies; loads the data at the size of its proxy, which all share.
 
         Raises DataError, and RecipeError where the recipe does not fit the data.
         """
         from explorer.training.trainer import require_fit
 
+        self.reference = arch
         require_fit(self.plan.recipe, self._split(self.plan.proxy(arch)))
 
     def evaluate(
@@ -91,6 +114,7 @@ class Evaluator:
         store: Store,
         on_step: Callable[[Step], None] = lambda step: None,
         on_epoch: Callable[[Epoch], None] | None = None,
+        on_detail: Callable[[str], None] = lambda text: None,
     ) -> Candidate:
         """Latency of `arch`, then the accuracy of its proxy, each from the store where it is there.
 
@@ -98,19 +122,19 @@ class Evaluator:
         """
         candidate = Candidate(arch, "pending")
         try:
-            found, is_known = self.latency(arch, store, on_step)
+            found, is_known = self.latency(arch, store, on_step, on_detail)
             candidate = replace(candidate, latency=found, reused=int(is_known))
             limit = self.plan.max_latency_ms
-            if limit is not None and found.latency_ms > limit:
+            if limit is not None and found.latency_ms > limit and not found.invalid:
                 return replace(candidate, outcome="gated")
             score, is_known = self.score(arch, store, on_step, on_epoch)
         except _KnownFailure as known:
             return replace(candidate, outcome="failed", failure=known.failure, reused=candidate.reused + 1)
         except (TrialError, RuntimeError, MemoryError) as error:
             kind = _kind_of(error)
-            if kind == "crash" and "cuda" in (self.plan.target.device_kind, self.plan.train_device):
-                raise  # a CUDA context may be broken for all that follow
             is_score = candidate.latency is not None
+            if kind == "crash" and is_score and self.plan.train_device == "cuda":
+                raise  # the CUDA context of this process may be broken for all that follow
             key = str(self.plan.score_key(arch)) if is_score else latency_key(arch.id, self.plan.target.id)
             failure = Failure(arch.id, key, kind, str(error) or type(error).__name__, _now())
             store.add_failure(arch, failure)
@@ -118,18 +142,34 @@ class Evaluator:
         return replace(candidate, outcome="complete", score=score, reused=candidate.reused + int(is_known))
 
     def latency(
-        self, arch: Arch, store: Store, on_step: Callable[[Step], None] = lambda step: None
+        self,
+        arch: Arch,
+        store: Store,
+        on_step: Callable[[Step], None] = lambda step: None,
+        on_detail: Callable[[str], None] = lambda text: None,
     ) -> tuple[Latency, bool]:
-        """The latency of the full-size architecture, and whether it was known."""
+        """The latency of the full-size architecture, and whether it was known; an invalid one is measured again."""
         target = self.plan.target
         known = store.latency(arch.id, target.id)
-        if known is not None:
+        if known is not None and not known.invalid:
             return known, True
         _raise_known_failure(store, latency_key(arch.id, target.id))
         on_step("measuring")
-        measured = measure_arch(arch, target, seed=self.plan.seed)
+        measurer = self._open_measurer(store)
+        measurer.on_event = on_detail
+        measured = measurer.measure(arch)
         store.add_latency(arch, target, measured)
         return measured, False
+
+    def _open_measurer(self, store: Store) -> Measurer:
+        if self._measurer is None:
+            target, reference = self.plan.target, self.reference
+            base = None if reference is None else store.latency(reference.id, target.id)
+            baseline_ms = None if base is None or base.invalid else base.latency_ms
+            self._measurer = Measurer(
+                target, reference=reference, baseline_ms=baseline_ms, seed=self.plan.seed, **self._measuring
+            )
+        return self._measurer
 
     def score(
         self, arch: Arch, store: Store, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None] | None
@@ -188,19 +228,9 @@ class _KnownFailure(Exception):
 
 
 def measure_arch(arch: Arch, target: Target, *, seed: int = 0) -> Latency:
-    """Builds the full-size architecture with scattered weights, deploys it as the target's backend needs it and measures it.
-
-    Raises what `model.deploy` and `latency.measure` raise. Takes seconds.
-    """
-    from explorer.model.deployment import Deployed
-
-    start = time.perf_counter()
-    module = model.build(arch, seed=seed, scatter=True)
-    if latency.needs_graph(target):
-        deployed = model.deploy(module, arch, batch=target.batch, precision=target.precision, seed=seed)
-    else:
-        deployed = Deployed(arch, module.eval(), target.batch, target.precision)
-    return latency.measure(deployed, target, prepare_s=time.perf_counter() - start, seed=seed)
+    """One architecture measured in a worker of its own. Raises what `Measurer.measure` raises. Takes seconds."""
+    with Measurer(target, seed=seed) as measurer:
+        return measurer.measure(arch)
 
 
 def _now() -> str:

@@ -7,11 +7,28 @@ on an RTX 3080 (TensorRT 8.5 FP16, PyTorch 1.13 FP32).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from explorer.arch import PRESETS, Arch, parse_name
+
+#: The network that table 1 is about and that the paper compares every other with.
+REFERENCE: Final = "Swin-B"
+#: Its latencies in milliseconds.
+_TENSORRT_MS: Final = 2.1
+_TORCH_MS: Final = 14.3
+_FIGURE: Final = re.compile(r"\d+\.\d+")
+_BELOW: Final = re.compile(r"(\d+) % below Swin-B")
+
+
+def _ratio(text: str, reference_ms: float) -> float | None:
+    """Of a latency in milliseconds, or of a share below Swin-B's; None for words and for figures that are cut off."""
+    if _FIGURE.fullmatch(text):
+        return float(text) / reference_ms
+    below = _BELOW.fullmatch(text)
+    return None if below is None else 1 - int(below.group(1)) / 100
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,38 @@ class PaperRow:
     params_m: float | None = None
 
     @property
+    def tensorrt_ratio(self) -> float | None:
+        """TensorRT latency over Swin-B's, where the paper's figure can be read."""
+        return _ratio(self.tensorrt_fp16_ms, _TENSORRT_MS)
+
+    @property
+    def torch_ratio(self) -> float | None:
+        """PyTorch latency over Swin-B's, where the paper's figure can be read."""
+        return _ratio(self.torch_fp32_ms, _TORCH_MS)
+
+    @property
     def arch(self) -> Arch:
         """The architecture, in canonical form."""
         return PRESETS.get(self.name) or parse_name(self.name)
 
 
+@dataclass(frozen=True)
+class ShareRow:
+    """One row of table 1: the share of Swin-B's run time that `label` takes, in words and figures as the paper gives it.
+
+    `groups`: those of `explorer.latency.profile.GROUPS` that it stands for.
+    """
+
+    label: str
+    groups: tuple[str, ...]
+    tensorrt_fp16: str = ""
+    torch_fp32: str = ""
+
+
+TABLE_1: Final = (
+    ShareRow("window shift", ("window shift",), "8.7 %", "4.4 %"),
+    ShareRow("LayerNorm and GELU", ("norm", "activation"), "about 24 %"),
+)
 TABLE_4: Final = (
     PaperRow("case 1: 1,1,1,1", "Swin-B", "83.4"),
     PaperRow("case 2: 0,1,1,1", "Swin-B-S0111", "82.x"),

@@ -17,9 +17,11 @@ from explorer.arch import Arch
 #: Where studies and facts live unless told otherwise.
 DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 
+#: What stands in a target's options before the largest batch of a dynamic graph.
+DYNAMIC: Final = "dynamic batch 1.."
 Precision = Literal["fp32", "fp16", "bf16"]
 #: What went wrong with one architecture; each would go wrong the same way again.
-FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "crash"]
+FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "timeout", "crash"]
 
 
 def digest(prefix: str, content: dict[str, Any]) -> str:
@@ -29,10 +31,12 @@ def digest(prefix: str, content: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a latency is measured; two latencies may be compared when their targets are equal.
+    """Where a latency is measured; two latencies may be compared when their targets are equal, and only then.
 
     `device`: model name of the GPU or CPU. `driver`: of the GPU, empty on a CPU. `threads`: CPU threads, 0 on a GPU.
-    `image_size`: pixels per side. `graph_version`: of our exporter, or of our torch module where that is run.
+    `image_size`: pixels per side. `graph_version`: of our exporter, or of our torch module where that is run. `options`:
+    what else changes a latency, as `dynamic batch` for a graph that takes any; empty for the backend's defaults.
+    Clocks, temperature and load are recorded with every latency and are not part of this.
     """
 
     backend: str
@@ -45,28 +49,45 @@ class Target:
     driver: str
     threads: int
     graph_version: int
+    options: str = ""
 
     @cached_property
     def id(self) -> str:
-        """`t1-` and 12 hex digits over all fields."""
-        return digest("t1", asdict(self))
+        """`t1-` and 12 hex digits over all fields; `options` counts where there are any."""
+        return digest("t1", {key: value for key, value in asdict(self).items() if key != "options" or value})
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The largest batch that a dynamic graph is built for; None where the graph is for one batch."""
+        return int(self.options.removeprefix(DYNAMIC)) if self.options.startswith(DYNAMIC) else None
 
     def describe(self) -> str:
         """One line for people."""
         where = f"{self.device}, {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else self.device
         size = f"{self.image_size}x{self.image_size}"
-        return f"{self.backend} {self.backend_version}, {self.precision}, batch {self.batch}, {size}, {where}"
+        batch = f"batch {self.batch}" + (f" ({self.options})" if self.options else "")
+        return f"{self.backend} {self.backend_version}, {self.precision}, {batch}, {size}, {where}"
+
+    def differences(self, other: Target) -> dict[str, tuple[Any, Any]]:
+        """Fields in which two targets differ, with the value here and there: empty where latencies may be compared."""
+        here, there = asdict(self), asdict(other)
+        return {key: (here[key], there[key]) for key in here if here[key] != there[key]}
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One measured latency: milliseconds per call at the target's batch.
+    """One measured latency: milliseconds per call at the target's batch, calls back to back as trtexec times them.
 
-    `latency_ms` is the median, `p95_ms` and `min_ms` come from the same samples, `cv` is their standard deviation over
-    their mean, `window_medians_ms` holds the median of every
-    window of samples in order. `is_stable`: the last three windows agreed and, on a CPU, other processes left it alone.
-    `prepare_s`: building the module, exporting it and loading it into the backend. `environment`: host,
-    versions and load at the time, as recorded.
+    `latency_ms` is the median of the samples that `min_ms` and the percentiles come from, `cv` is their standard deviation
+    over their mean, `window_medians_ms` holds the median of every window of samples in order. `is_stable`: the last three
+    windows agreed. `invalid`: why it may not stand on a front (another process, a throttled clock), empty where it may.
+    `remarks`: what else a reader should know. `isolated_ms`: host time of one call, nothing queued beside it;
+    `no_graph_ms`: as `latency_ms` without a CUDA graph. `images_per_s`: throughput at the batch. `engine_bytes`, `build_s`:
+    size of what the backend built and seconds it took; `peak_memory_bytes`: device memory that the network needed.
+    `reference_ms`: the base model (`reference_id`) timed just before; `reference_drift`: by what share that differs from the
+    base model's own latency. `rebuild_medians_ms`: one latency for every further engine built of the same network.
+    `prepare_s`: building the module, exporting it and loading it into the backend. `environment`: host, device, versions,
+    clocks and load at the time. What a backend does not tell is None.
     """
 
     arch_id: str
@@ -82,6 +103,31 @@ class Latency:
     measure_s: float
     environment: dict[str, Any] = field(default_factory=dict)
     measured_at: str = ""
+    invalid: str = ""
+    remarks: tuple[str, ...] = ()
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    isolated_ms: float | None = None
+    no_graph_ms: float | None = None
+    images_per_s: float | None = None
+    engine_bytes: int | None = None
+    build_s: float | None = None
+    peak_memory_bytes: int | None = None
+    reference_id: str = ""
+    reference_ms: float | None = None
+    reference_drift: float | None = None
+    rebuild_medians_ms: tuple[float, ...] = ()
+
+    @property
+    def ratio(self) -> float | None:
+        """Latency over that of the reference, timed beside it."""
+        return None if self.reference_ms is None else self.latency_ms / self.reference_ms
+
+    @property
+    def rebuild_spread(self) -> float | None:
+        """(Largest - smallest) / smallest median over all engines built of this network; None where one was built."""
+        medians = (self.latency_ms, *self.rebuild_medians_ms)
+        return (max(medians) - min(medians)) / min(medians) if self.rebuild_medians_ms else None
 
 
 @dataclass(frozen=True)
@@ -162,6 +208,11 @@ class Candidate:
     def latency_ms(self) -> float | None:
         """Median latency in milliseconds, if measured."""
         return None if self.latency is None else self.latency.latency_ms
+
+    @property
+    def may_stand_on_front(self) -> bool:
+        """Whether both figures are there and the latency is valid."""
+        return self.outcome == "complete" and self.latency is not None and not self.latency.invalid
 
     @property
     def accuracy(self) -> float | None:

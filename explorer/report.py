@@ -29,7 +29,7 @@ PLOT_SUFFIXES: Final = (".png", ".html")
 #: Columns of the CSV and of the wide tables, in order.
 COLUMNS: Final = (
     "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms", "p95_ms", "cv",
-    "is_stable", "speedup", "params_trainable", "params_deployed", "flops", "outcome", "reason",
+    "is_stable", "invalid", "ratio", "speedup", "params_trainable", "params_deployed", "flops", "outcome", "reason",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -37,17 +37,23 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Findings:
-    """A study's candidates as rows: those on the front by rising latency, all of them, and the known networks."""
+    """A study's candidates as rows: those on the front by rising latency, all of them, and the known networks.
+
+    `left_out`: complete ones whose latency is invalid and that no front holds. `measuring`: how the measurements went.
+    """
 
     study: str
     target: str
     front: list[Row]
     candidates: list[Row]
     references: list[Row]
+    left_out: list[Row]
+    measuring: Row
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON of `swinexplore pareto --json`."""
-        return {"study": self.study, "target": self.target, "front": self.front, "references": self.references}
+        keys = ("study", "target", "front", "references", "left_out", "measuring")
+        return {key: getattr(self, key) for key in keys}
 
 
 def arch_row(arch: Arch) -> Row:
@@ -68,22 +74,61 @@ def arch_row(arch: Arch) -> Row:
     }
 
 
-def candidate_row(candidate: Candidate, base_ms: float | None) -> Row:
+def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
     """An architecture's row with its accuracy (0..1), latency and speed-up against the base; None where unknown."""
     latency = candidate.latency
     return {
         **arch_row(candidate.arch),
         "accuracy": candidate.accuracy,
-        **_latency_fields(latency),
-        "speedup": base_ms / latency.latency_ms if base_ms and latency else None,
+        **latency_fields(latency),
+        "speedup": _speedup(latency, base),
         "outcome": candidate.outcome,
         "reason": candidate.failure.message if candidate.failure else None,
     }
 
 
-def _latency_fields(latency: Latency | None) -> Row:
-    names = ("latency_ms", "p95_ms", "cv", "is_stable")
+def latency_fields(latency: Latency | None) -> Row:
+    """What a row holds of a latency."""
+    names = ("latency_ms", "p95_ms", "cv", "is_stable", "invalid", "ratio")
     return {name: None if latency is None else getattr(latency, name) for name in names}
+
+
+def _speedup(latency: Latency | None, base: Latency | None) -> float | None:
+    """Against the base as it was timed beside the architecture, else against the base's own latency."""
+    if latency is None or base is None:
+        return None
+    if latency.ratio is not None and latency.reference_id == base.arch_id:
+        return 1 / latency.ratio
+    return base.latency_ms / latency.latency_ms
+
+
+def measuring(latencies: Sequence[Latency]) -> Row:
+    """How measurements went: how many settled or are invalid, how far the reference drifted, how far rebuilt engines differ."""
+    drifts = [latency.reference_drift for latency in latencies if latency.reference_drift is not None]
+    spreads = [latency.rebuild_spread for latency in latencies if latency.rebuild_spread is not None]
+    return {
+        "latencies": len(latencies),
+        "unstable": sum(not latency.is_stable for latency in latencies),
+        "invalid": sum(bool(latency.invalid) for latency in latencies),
+        "reference_drift_min": min(drifts, default=None),
+        "reference_drift_max": max(drifts, default=None),
+        "rebuild_spread_max": max(spreads, default=None),
+        "rebuilt": len(spreads),
+    }
+
+
+def measuring_text(row: Row) -> str:
+    """The same in a line."""
+    words = [f"{row['latencies']} latencies: {row['unstable']} unstable, {row['invalid']} invalid"]
+    if row["reference_drift_max"] is not None:
+        words.append(f"reference drift {row['reference_drift_min']:+.1%} to {row['reference_drift_max']:+.1%}")
+    if row["rebuild_spread_max"] is None:
+        words.append("spread from engine to engine not measured (--rebuilds)")
+    else:
+        words.append(
+            f"engines of one network differ by at most {row['rebuild_spread_max']:.1%} ({row['rebuilt']} rebuilt)"
+        )
+    return ", ".join(words)
 
 
 def findings(
@@ -96,13 +141,10 @@ def findings(
     max_latency_ms: float | None = None,
 ) -> Findings:
     """The front of the complete candidates, at most `max_latency_ms` slow where given, and the rows of all."""
-    base_ms = None if base_latency is None else base_latency.latency_ms
     complete = [
         c
         for c in candidates
-        if c.outcome == "complete"
-        and c.latency_ms is not None
-        and (max_latency_ms is None or c.latency_ms <= max_latency_ms)
+        if c.may_stand_on_front and (max_latency_ms is None or (c.latency_ms or 0.0) <= max_latency_ms)
     ]
     indices = pareto.front([c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete])
     known = {candidate.arch.id: candidate for candidate in candidates}
@@ -111,9 +153,11 @@ def findings(
     return Findings(
         study,
         target,
-        [candidate_row(complete[index], base_ms) for index in indices],
-        [candidate_row(candidate, base_ms) for candidate in candidates],
-        [candidate_row(known.get(arch.id, Candidate(arch, "pending")), base_ms) for arch in _references(base)],
+        [candidate_row(complete[index], base_latency) for index in indices],
+        [candidate_row(candidate, base_latency) for candidate in candidates],
+        [candidate_row(known.get(arch.id, Candidate(arch, "pending")), base_latency) for arch in _references(base)],
+        [candidate_row(c, base_latency) for c in candidates if c.outcome == "complete" and not c.may_stand_on_front],
+        measuring([c.latency for c in candidates if c.latency is not None]),
     )
 
 
@@ -174,7 +218,7 @@ def _cells(row: Row) -> list[str]:
         _csv_cell(row["br"]),
         str(row["depth3"]),
         ("" if row.get("reason") is None else "failed") if accuracy is None else f"{accuracy:.4f}",
-        "" if latency_ms is None else f"{latency_ms:.2f}{'?' if is_shaky else ''}",
+        "" if latency_ms is None else f"{latency_ms:.2f}{'!' if row.get('invalid') else '?' if is_shaky else ''}",
         "" if speedup is None else f"{speedup:.2f}x",
         f"{row['params_trainable'] / 1e6:.2f}M",
         f"{row['params_deployed'] / 1e6:.2f}M",
@@ -213,7 +257,7 @@ def plot(found: Findings, path: Path) -> None:
 def _plotted(found: Findings) -> tuple[list[Row], list[Row]]:
     """Evaluated rows off the front, and the front's."""
     on_front = {row["arch_id"] for row in found.front}
-    evaluated = [row for row in found.candidates if row["outcome"] == "complete"]
+    evaluated = [row for row in found.candidates if row["outcome"] == "complete" and not row["invalid"]]
     return [row for row in evaluated if row["arch_id"] not in on_front], found.front
 
 

@@ -1,35 +1,57 @@
-"""The paper's tables with our figures beside the paper's: what is counted, and what a study and a backend found.
+"""The paper's tables with our figures beside the paper's: what is counted, and what a study, a backend and a profile found.
 
 Counting needs nothing but the `Arch`; the FLOPs that the paper's own tool counts come from the public package `onnx-tool`
-where it is installed. Accuracies and latencies are handed in; what nobody measured stays None.
+where it is installed. Accuracies, latencies and profiles are handed in; what nobody measured stays None.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from explorer.arch import Arch
+from explorer.arch import PRESETS, Arch
 from explorer.complexity import complexity_of
 from explorer.errors import UserError
-from explorer.paper import TABLES, PaperRow
+from explorer.paper import REFERENCE, TABLE_1, TABLES, PaperRow
 from explorer.records import Latency
+
+if TYPE_CHECKING:
+    from explorer.latency.profile import Profile
 
 #: How far our counts may lie from the paper's (tests/test_reproduce.py): parameters, FLOPs.
 PARAMS_TOLERANCE: Final = 0.005
 FLOPS_TOLERANCE: Final = 0.06
 
+#: The table of shares of the run time; the others are of networks.
+SHARES: Final = "table1"
+
 Row = dict[str, Any]
 
 
 def table(name: str) -> tuple[PaperRow, ...]:
-    """The rows of `table4`, `table5` or `table6`. Raises UserError for another."""
+    """The rows of `table4`, `table5` or `table6`; table 1 has `shares`. Raises UserError for another."""
     if name not in TABLES:
-        raise UserError(f"{name!r} is no table of the paper that can be reproduced; allowed: {', '.join(TABLES)}")
+        allowed = ", ".join((SHARES, *TABLES))
+        raise UserError(f"{name!r} is no table of the paper that can be reproduced; allowed: {allowed}")
     return TABLES[name]
+
+
+def shares(profile: Profile | None) -> list[Row]:
+    """The rows of table 1: the paper's shares of Swin-B's run time (text or None), and ours (0..1) where it was profiled."""
+    ours = None if profile is None else profile.by_group()
+    return [
+        {
+            "label": row.label,
+            "groups": list(row.groups),
+            "paper_tensorrt_fp16": row.tensorrt_fp16 or None,
+            "paper_torch_fp32": row.torch_fp32 or None,
+            "share": None if ours is None else sum(ours[group] for group in row.groups),
+        }
+        for row in TABLE_1
+    ]
 
 
 def compare(
@@ -37,13 +59,19 @@ def compare(
     *,
     accuracies: Mapping[str, float | None] | None = None,
     latencies: Mapping[str, Latency | None] | None = None,
+    reference: Latency | None = None,
+    beside: Collection[str] = (),
     on_row: Callable[[PaperRow], None] = lambda row: None,
 ) -> list[Row]:
     """One row each: the paper's figures (`paper_...`, text or None) and ours; the two mappings are by arch id.
 
     `params_difference` and `flops_difference`: ours over the paper's, less one. `onnx_tool_flops`: as `onnx-tool` counts
     them, None where it is not installed; takes seconds a row. `on_row` is called before each.
+
+    `ratio`: latency over Swin-B's, timed beside it where the arch id is in `beside`, else over its median in `latencies` or
+    in `reference`. `paper_tensorrt_ratio`, `paper_torch_ratio`: the same of the paper's, None where they cannot be read.
     """
+    reference = (latencies or {}).get(PRESETS[REFERENCE].id) or reference
     compared = []
     counted: dict[str, int | None] = {}
     for row in rows:
@@ -63,6 +91,10 @@ def compare(
                 "accuracy": (accuracies or {}).get(row.arch.id),
                 "latency_ms": None if latency is None else latency.latency_ms,
                 "is_stable": None if latency is None else latency.is_stable,
+                "invalid": latency.invalid or None if latency is not None else None,
+                "ratio": _ratio(latency, reference, is_beside=row.arch.id in beside),
+                "paper_tensorrt_ratio": row.tensorrt_ratio,
+                "paper_torch_ratio": row.torch_ratio,
                 "params_deployed": counts.params_deployed,
                 "params_difference": _difference(counts.params_deployed / 1e6, row.params_m),
                 "flops": counts.flops,
@@ -99,6 +131,14 @@ def onnx_tool_flops(arch: Arch) -> int | None:
     counted.graph.shape_infer(None)
     counted.graph.profile()
     return int(counted.graph.macs[0])
+
+
+def _ratio(latency: Latency | None, reference: Latency | None, *, is_beside: bool) -> float | None:
+    if latency is None:
+        return None
+    if is_beside and latency.ratio is not None:
+        return latency.ratio
+    return None if reference is None else latency.latency_ms / reference.latency_ms
 
 
 def _difference(ours: float, papers: float | None) -> float | None:

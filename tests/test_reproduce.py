@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from explorer import reproduce
-from explorer.arch import PRESETS
+from explorer.arch import PRESETS, Arch, parse_name
 from explorer.cli import app
 from explorer.errors import UserError
+from explorer.latency.profile import Profile, part_of
 from explorer.paper import TABLE_4, TABLE_5, TABLE_6, TABLES
 from explorer.records import Latency
+
+#: The module; `explorer.cli` has the command under its name.
+command = sys.modules["explorer.cli.reproduce"]
 
 #: Koo et al. 2023, table 6: 1e9 multiply-adds and 1e6 deployed parameters.
 PUBLISHED = {
@@ -105,12 +111,145 @@ def test_accuracies_and_latencies_stand_in_every_row_of_their_network() -> None:
 
 def test_unknown_table_is_refused_with_those_that_exist() -> None:
     with pytest.raises(
-        UserError, match="'table7' is no table of the paper that can be reproduced; allowed: table4, table5"
+        UserError,
+        match="'table7' is no table of the paper that can be reproduced; allowed: table1, table4, table5, table6",
     ):
         reproduce.table("table7")
     result = CliRunner().invoke(app, ["reproduce", "table7"])
     assert result.exit_code == 2
     assert "'table7'" in result.stderr
+
+
+# -- shares of the run time -------------------------------------------------------------------------------------------
+
+
+def test_table_1_holds_the_published_shares() -> None:
+    rows = reproduce.shares(None)
+    assert [(row["label"], row["paper_tensorrt_fp16"], row["paper_torch_fp32"], row["share"]) for row in rows] == [
+        ("window shift", "8.7 %", "4.4 %", None),
+        ("LayerNorm and GELU", "about 24 %", None, None),
+    ]
+
+
+def test_our_shares_are_those_of_the_row_s_groups() -> None:
+    places = ("stages.0.blocks.1.shift", "norm", "stages.0.blocks.0.mlp.gelu", "stages.0.blocks.0.mlp.fc1")
+    parts = tuple(part_of(place, ms, place) for place, ms in zip(places, (1.0, 2.0, 3.0, 4.0), strict=True))
+    rows = reproduce.shares(Profile("a1-0", "t1-0", parts, 9.0, 3))
+    assert [row["share"] for row in rows] == pytest.approx([0.1, 0.5])
+
+
+def test_table_1_without_a_backend_is_the_paper_s_alone() -> None:
+    result = CliRunner().invoke(app, ["reproduce", "table1"])
+    assert result.exit_code == 0, result.output
+    for text in ("8.7 %", "4.4 %", "about 24 %", "here: nothing was measured; give --backend"):
+        assert text in result.stdout
+    content = json.loads(CliRunner().invoke(app, ["reproduce", "table1", "--json"]).stdout)
+    assert (content["target"], content["profile"], len(content["rows"])) == (None, None, 2)
+
+
+def test_table_1_is_profiled_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small network in Swin-B's place."""
+    monkeypatch.setattr(command, "PRESETS", {"Swin-B": parse_name("Swin-E16x2.2.2.2-N10")})
+    arguments = ["reproduce", "table1", "--backend", "onnxruntime", "--device", "cpu"]
+    content = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    groups = content["profile"]["by_group"]
+    assert [row["share"] for row in content["rows"]] == pytest.approx(
+        [groups["window shift"], groups["norm"] + groups["activation"]]
+    )
+    assert all(row["share"] > 0 for row in content["rows"])
+    assert content["target"]["backend"] == "onnxruntime"
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "here: onnxruntime" in result.stdout
+    assert "upper bound" in result.stdout
+    assert "without a profiler" in result.stdout
+
+
+def test_table_1_takes_no_study() -> None:
+    result = CliRunner().invoke(app, ["reproduce", "table1", "--study", "mine"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: --study: table1 is about run time alone; use --backend\n"
+
+
+# -- ratios to Swin-B -------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_s_ratios_stand_where_its_figures_can_be_read(table_6: list[reproduce.Row]) -> None:
+    tensorrt = {row["name"]: row["paper_tensorrt_ratio"] for row in table_6}
+    assert {name: ratio for name, ratio in tensorrt.items() if ratio is not None} == pytest.approx(
+        {
+            "Swin-B": 1.0,
+            "Swin-Free-B": 2.0 / 2.1,
+            "Swin-Free-B-BR": 0.81,
+            "Swin-Free-B-DR12": 1.5 / 2.1,
+            "Swin-Free-B-BR-DR12": 1.3 / 2.1,
+            "Swin-Free-B-BR-DR14": 1.4 / 2.1,
+        }
+    )
+    torch = {row["name"]: row["paper_torch_ratio"] for row in table_6}
+    assert {name: ratio for name, ratio in torch.items() if ratio is not None} == {"Swin-B": 1.0}
+    assert all(row["ratio"] is None for row in table_6)
+
+
+def latency_of(arch: Arch, latency_ms: float, reference_ms: float | None = None) -> Latency:
+    return Latency(arch.id, "t1-0", latency_ms, 0, 0, 0, 3, (latency_ms,), True, 0.0, 0.0, reference_ms=reference_ms)
+
+
+def test_ratio_is_the_one_timed_beside_the_network_where_that_is_swin_b_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "onnx_tool_flops", lambda arch: None)  # counted in the tests above
+    swin_b, case_5, case_6 = TABLE_6[0], TABLE_5[4], TABLE_5[5]
+    latencies = {
+        case_5.arch.id: latency_of(case_5.arch, 9.0, reference_ms=12.0),
+        case_6.arch.id: latency_of(case_6.arch, 9.0, reference_ms=12.0),
+    }
+    known = {"latencies": latencies, "beside": {case_5.arch.id}}
+    rows = reproduce.compare((case_5, case_6), **known)
+    assert [row["ratio"] for row in rows] == [0.75, None]
+    rows = reproduce.compare((case_5, case_6), **known, reference=latency_of(swin_b.arch, 10.0))
+    assert [row["ratio"] for row in rows] == [0.75, 0.9]
+    latencies[swin_b.arch.id] = latency_of(swin_b.arch, 18.0)
+    rows = reproduce.compare((swin_b, case_5, case_6), **known)
+    assert [row["ratio"] for row in rows] == [1.0, 0.75, 0.5]
+
+
+def test_invalid_latency_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "onnx_tool_flops", lambda arch: None)  # counted in the tests above
+    found = replace(latency_of(TABLE_6[0].arch, 2.0), invalid="another process computes")
+    (row,) = reproduce.compare(TABLE_6[:1], latencies={found.arch_id: found})
+    assert (row["latency_ms"], row["invalid"]) == (2.0, "another process computes")
+
+
+@pytest.mark.slow
+def test_table_6_is_measured_beside_swin_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On small networks; what is stored is not measured again, and its ratio is that of the stored medians."""
+    names = ("Swin-E16x2.1.1.1", "Swin-E32x2.1.1.1")
+    presets = {"Swin-B": parse_name(names[0])}
+    rows = tuple(replace(row, label=name, name=name) for row, name in zip(TABLE_6, names, strict=False))
+    monkeypatch.setattr(reproduce, "TABLES", {"table6": rows})
+    monkeypatch.setattr(reproduce, "PRESETS", presets)
+    monkeypatch.setattr(command, "PRESETS", presets)
+    arguments = [
+        "reproduce",
+        "table6",
+        "--backend",
+        "onnxruntime",
+        "--device",
+        "cpu",
+        "--storage",
+        str(tmp_path / "f.db"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(result.stdout)["rows"]
+    assert first["ratio"] == 1.0
+    assert second["ratio"] > 0
+    assert second["ratio"] != second["latency_ms"] / first["latency_ms"]
+    shown = CliRunner().invoke(app, arguments)
+    assert "measuring" not in shown.stderr or any(row["invalid"] for row in (first, second))
+    assert "ratio: latency over Swin-B's" in shown.stdout
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
@@ -126,8 +265,6 @@ def test_command_prints_every_row(name: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_command_measures_what_the_database_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On two small networks in the place of table 4's; the second time nothing is measured."""
-    from dataclasses import replace
-
     rows = tuple(
         replace(row, name=name) for row, name in zip(TABLE_4, ("Swin-E16x1.1.1.1", "Swin-E16x2.1.1.1"), strict=False)
     )
@@ -148,8 +285,6 @@ def test_command_measures_what_the_database_lacks(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_accuracies_and_latencies_come_from_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a real study whose two networks stand in the place of table 4's."""
-    from dataclasses import replace
-
     monkeypatch.chdir(tmp_path)
     space = (
         "version: 1\nbase: Swin-E16x2.2.2.2-R56-P1-N10\nsearch: {br: [off, on]}\nproxy: {embed_dim: 8, head_dim: 4}\n"

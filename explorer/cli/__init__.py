@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from explorer import __version__
 from explorer.cli import console
 from explorer.cli.network import inspect, measure, space
+from explorer.cli.profile import profile
 from explorer.cli.reproduce import reproduce
 from explorer.cli.run import export, train
 from explorer.cli.study import pareto, search, studies_app
@@ -105,6 +106,7 @@ app.command(epilog="Example: swinexplore train runs/dr14/run.yaml --data IMAGENE
 app.command(epilog="Example: swinexplore space swinfree.yaml")(space)
 app.command(epilog="Example: swinexplore inspect Swin-Free-B-BR-DR14")(inspect)
 app.command(epilog="Example: swinexplore measure Swin-T Swin-Free-T-BR --backend onnxruntime")(measure)
+app.command(epilog="Example: swinexplore profile Swin-T --backend onnxruntime")(profile)
 app.command(epilog="Example: swinexplore reproduce table6")(reproduce)
 app.add_typer(studies_app, name="studies")
 app.command(epilog="Example: swinexplore doctor")(doctor)

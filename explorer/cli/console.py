@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +49,32 @@ def note(text: str) -> None:
     if not _is_quiet[0]:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that tells what is going on, with a bar where the text ends in `done/total`; nothing off a terminal."""
+    if _is_quiet[0] or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TimeElapsedColumn(),
+        BarColumn(bar_width=16),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(text: str) -> None:
+            counted = re.search(r"(\d+)/(\d+)$", text)
+            done, total = (int(counted[1]), int(counted[2])) if counted else (0, None)
+            bar.update(task, description=text, completed=done, total=total or None)
+
+        yield tell
 
 
 def error(text: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from explorer.arch import Arch
 from explorer.cli import console, options
 from explorer.records import DEFAULT_STORAGE
+
+if TYPE_CHECKING:
+    from explorer.latency.measurer import Measurer
 
 
 def space(
@@ -107,42 +111,93 @@ def measure(
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     precision: options.PrecisionOption = "fp32",
-    batch: options.Batch = 1,
+    batch: options.Batches = "1",
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="One graph for all batches up to the largest, not one each.")
+    ] = False,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Pixels per side.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="NAME", help="Timed beside every network; ratios are to it.")
+    ] = None,
+    rebuilds: options.Rebuilds = 1,
+    deadline: options.Deadline = 900,
     storage: options.Storage = DEFAULT_STORAGE,
     as_json: options.Json = False,
 ) -> None:
     """Measure the latency of architectures on this machine; nothing is trained or stored."""
     from explorer import latency
-    from explorer.errors import TrialError
-    from explorer.evaluate import measure_arch
+    from explorer.latency.measurer import Measurer
+    from explorer.latency.worker import Worker
     from explorer.report import arch_row
 
     archs = [options.arch_of(name, storage, image_size) for name in names]
+    beside = None if reference is None else options.arch_of(reference, storage, image_size)
+    batches = options.batches_of(batch)
     rows: list[dict[str, Any]] = []
-    targets: dict[str, Any] = {}
-    for arch in archs:
-        target, why = latency.resolve(
-            backend, device=device, precision=options.precision_of(precision), batch=batch, image_size=arch.image_size
-        )
-        if not targets:
-            console.note(why)
-        targets[target.id] = asdict(target)
-        try:
-            measured = asdict(measure_arch(arch, target))
-        except TrialError as error:
-            measured = {"latency_ms": None, "reason": str(error)}
-            console.error(f"{arch.name}: {error}")
-        rows.append({**arch_row(arch), **measured, "target": targets[target.id]})
-        if not as_json and measured["latency_ms"] is not None:
-            shaky = "" if measured["is_stable"] else "  (not stable)"
-            console.document(
-                f"{arch.name:32}{measured['latency_ms']:10.3f} ms  p95 {measured['p95_ms']:.3f}  cv {measured['cv']:.1%}  "
-                f"{measured['num_samples']} samples{shaky}"
+    descriptions: dict[str, None] = {}
+    with Worker() as worker:
+        for arch, images in ((arch, images) for images in batches for arch in archs):
+            target, why = latency.resolve(
+                backend,
+                device=device,
+                precision=options.precision_of(precision),
+                batch=images,
+                image_size=arch.image_size,
+                dynamic_to=max(batches) if dynamic_batch else None,
             )
+            if not descriptions:
+                console.note(why)
+            descriptions[target.describe()] = None
+            with console.status() as tell:
+                measurer = Measurer(
+                    target,
+                    reference=beside,
+                    rebuilds=rebuilds,
+                    deadline_s=deadline,
+                    cache_root=options.cache_root(),
+                    on_event=_about(arch, tell),
+                    worker=worker,
+                )
+                found = _measured(measurer, arch)
+            rows.append({**arch_row(arch), "batch": images, **found, "target": asdict(target)})
+            if not as_json and found["latency_ms"] is not None:
+                console.document(_latency_line(arch, images, found, with_batch=len(batches) > 1))
     if as_json:
         console.json_document({"measurements": rows})
     else:
-        console.document(target.describe())
+        console.document("\n".join(descriptions))
     if any(row["latency_ms"] is None for row in rows):
         raise typer.Exit(1)
+
+
+def _about(arch: Arch, tell: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda text: tell(f"{arch.name}: {text}")
+
+
+def _measured(measurer: Measurer, arch: Arch) -> dict[str, Any]:
+    """Every field of the latency with its ratio and spread, or why there is none."""
+    from explorer.errors import TrialError
+
+    try:
+        found = measurer.measure(arch)
+    except TrialError as error:
+        console.error(f"{arch.name}: {error}" if arch.name not in str(error) else str(error))
+        return {"latency_ms": None, "kind": error.kind, "reason": str(error)}
+    return {**asdict(found), "ratio": found.ratio, "rebuild_spread": found.rebuild_spread}
+
+
+def _latency_line(arch: Arch, images: int, found: dict[str, Any], *, with_batch: bool) -> str:
+    words = [f"{arch.name:32}"]
+    if with_batch:
+        words.append(f"batch {images:<4}")
+    words.append(f"{found['latency_ms']:9.3f} ms  p95 {found['p95_ms']:.3f}  cv {found['cv']:.1%}")
+    words.append(f" {found['images_per_s']:.0f} images/s  {found['num_samples']} samples")
+    if found["ratio"] is not None:
+        words.append(f" {found['ratio']:.3f} of the reference")
+    if found["rebuild_spread"] is not None:
+        words.append(f" engines differ by {found['rebuild_spread']:.1%}")
+    if found["invalid"]:
+        words.append(f" INVALID: {found['invalid']}")
+    elif not found["is_stable"]:
+        words.append(" (not stable)")
+    return " ".join(words)

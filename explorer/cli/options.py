@@ -16,10 +16,25 @@ from explorer.records import Precision
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database: sqlite:///FILE or a path.")]
 Study = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Study; default: the latest.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Backend = Annotated[str, typer.Option("--backend", help="auto, onnxruntime or torch.")]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", help="auto, tensorrt, onnxruntime, onnxruntime-tensorrt, torch or torch-compile."),
+]
 Device = Annotated[str, typer.Option("--device", help="Where latency is measured: auto, cpu or cuda.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per inference.")]
+Batches = Annotated[
+    str, typer.Option("--batch", metavar="N,N...", help="Images per inference; several are all measured.")
+]
+Rebuilds = Annotated[
+    int, typer.Option("--rebuilds", min=1, max=100, help="Engines built of every network: their spread is kept.")
+]
+Deadline = Annotated[
+    float,
+    typer.Option(
+        "--deadline", metavar="S", min=10, max=86_400, help="Seconds for one network's export, builds and timing."
+    ),
+]
 BatchOrDynamic = Annotated[
     str, typer.Option("--batch", metavar="N|dynamic", help="Images per inference; dynamic: any number.")
 ]
@@ -49,16 +64,28 @@ def batch_of(text: str) -> int | None:
     return int(text)
 
 
+def batches_of(text: str) -> list[int]:
+    """`1,8,32` as numbers. Raises UserError."""
+    numbers = [batch_of(part.strip()) for part in text.split(",")]
+    if None in numbers:
+        raise UserError("--batch: 'dynamic' is no number of images; give --dynamic-batch beside the numbers")
+    return [number for number in dict.fromkeys(numbers) if number is not None]
+
+
 def check_max_latency(max_latency_ms: float | None) -> None:
     """Raises UserError for what is no latency."""
     if max_latency_ms is not None and not 0 < max_latency_ms < float("inf"):
         raise UserError(f"--max-latency: {max_latency_ms} is not a number of milliseconds above 0")
 
 
+def cache_root() -> Path:
+    """`swinexplore` in the user's cache: engines, timing caches, downloaded sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swinexplore"
+
+
 def data_root(given: Path | None) -> Path:
-    """The given folder, else `swinexplore` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return given or Path(cache).expanduser() / "swinexplore"
+    """The given folder, else the user's cache."""
+    return given or cache_root()
 
 
 def arch_of(text: str, storage: str, image_size: int | None = None) -> Arch:

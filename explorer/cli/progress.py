@@ -60,7 +60,8 @@ def outcome_text(candidate: Candidate) -> str:
     latency = "" if candidate.latency_ms is None else f"{candidate.latency_ms:.2f} ms"
     match candidate.outcome:
         case "complete":
-            text = f"accuracy {candidate.accuracy:.4f}  {latency}"
+            is_invalid = candidate.latency is not None and candidate.latency.invalid
+            text = f"accuracy {candidate.accuracy:.4f}  {latency}{' (invalid)' if is_invalid else ''}"
         case "gated":
             text = f"over the latency limit: {latency}"
         case _:
@@ -69,6 +70,8 @@ def outcome_text(candidate: Candidate) -> str:
 
 
 def _json_line(progress: Progress) -> None:
+    if progress.kind == "detail":
+        return
     content: dict[str, Any] = {
         "event": progress.kind,
         "study": progress.study,
@@ -146,6 +149,8 @@ def _live() -> Iterator[Show]:
         doing = "" if progress.arch is None or progress.step is None else f"{progress.step} {progress.arch.name}"
         if progress.epoch is not None:
             doing += f", epoch {progress.epoch.epoch}"
+        if progress.kind == "detail":
+            doing += f", {progress.message}"
         bar.update(
             task,
             total=progress.num_asked,

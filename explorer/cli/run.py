@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from explorer.cli import console, options
-from explorer.errors import RecipeError, UserError, WeightsError
+from explorer.errors import BackendMissing, RecipeError, UserError, WeightsError
 from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
+    from explorer.latency import trt_build
+    from explorer.model.deployment import Deployed
     from explorer.model.swin import Swin
     from explorer.model.weights import Layout
+
+#: Of an engine that takes any batch.
+DEFAULT_MAX_BATCH = 32
 
 
 def export(
@@ -22,6 +27,12 @@ def export(
         str, typer.Argument(metavar="NAME|ID|RUN.yaml", help="A preset, a name, an id from a study, or a run file.")
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write run.yaml and model.onnx into.")],
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what", help="run (run.yaml and model.onnx), or engine: also a TensorRT engine with its metadata."
+        ),
+    ] = "run",
     precision: options.PrecisionOption = "fp32",
     batch: options.BatchOrDynamic = "1",
     recipe: Annotated[
@@ -44,14 +55,29 @@ def export(
             help="Also write the checkpoint's weights as weights.safetensors: swinexplore, timm, torchvision or microsoft.",
         ),
     ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            "--compute-capability",
+            metavar="N.N,...",
+            help="Engine for these GPUs (8.6: RTX 30) rather than the one here; TensorRT for RTX.",
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option("--max-batch", min=1, help="Largest batch of an engine with --batch dynamic; default: 32."),
+    ] = None,
+    deadline: options.Deadline = 900,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of weights and training.")] = None,
     study: options.Study = None,
     storage: options.Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Write a training run file and the ONNX model of an architecture."""
+    """Write a training run file and the ONNX model of an architecture, or its TensorRT engine too."""
     from explorer import model
     from explorer.training.recipe import RunFile, load_recipe, load_run, write_run
 
+    images = options.batch_of(batch)
+    building = _engine_options(what, images, max_batch, compute_capability)
     arch = options.arch_of(name, storage)
     if name.endswith((".yaml", ".yml")):
         run = load_run(Path(name))
@@ -69,7 +95,6 @@ def export(
             seed=seed or 0,
             origin=_origin(arch.id, study, storage),
         )
-    images = options.batch_of(batch)
     module = model.build(arch, seed=run.seed, scatter=True)
     if checkpoint is not None:
         console.note(f"weights in the layout of {_load_weights(module, checkpoint, same_arch=True)}")
@@ -96,6 +121,8 @@ def export(
     console.document(
         f"{to / 'model.onnx'}  {precision}, batch {batch}, {origin}, {len(deployed.onnx_bytes) / 1e6:.1f} MB"
     )
+    if building is not None:
+        _write_engine(deployed, to / "model.onnx", building, deadline)
     if layout is not None:
         console.document(f"{to / 'weights.safetensors'}  in the layout of {layout}")
     elif (to / "weights.safetensors").exists():
@@ -103,6 +130,64 @@ def export(
     console.document(
         f"{to / 'run.yaml'}  train it: swinexplore train {to / 'run.yaml'}{'' if run.data else ' --data DATA'}"
     )
+
+
+def _engine_options(
+    what: str, images: int | None, max_batch: int | None, compute_capability: str | None
+) -> trt_build.Options | None:
+    """How the engine is to be built; None where none is. Raises UserError before anything is written."""
+    if what not in ("run", "engine"):
+        raise UserError(f"--what: {what!r} is not known; allowed: run, engine")
+    given = {"--compute-capability": compute_capability, "--max-batch": max_batch}
+    if what == "run":
+        said = ", ".join(option for option, value in given.items() if value is not None)
+        if said:
+            raise UserError(f"{said}: only an engine is built; say --what engine")
+        return None
+    if max_batch is not None and images is not None:
+        raise UserError("--max-batch: the engine is for one batch; say --batch dynamic")
+    from explorer.latency import sees_gpu, trt_build
+
+    named = tuple(one.strip() for one in compute_capability.split(",")) if compute_capability else ()
+    known = trt_build.compute_capabilities()
+    unknown = [one for one in named if one not in known]
+    if unknown:
+        allowed = ", ".join(known) or "none: TensorRT builds for the GPU that is here, TensorRT for RTX for others too"
+        raise UserError(
+            f"--compute-capability: {unknown[0]!r} is not known to {trt_build.version()}; allowed: {allowed}"
+        )
+    if not named and not sees_gpu():
+        raise BackendMissing(
+            f"--what engine: there is no NVIDIA GPU here to build for; name one: --compute-capability {known[-1]}"
+            if known
+            else "--what engine: there is no NVIDIA GPU here to build for, and TensorRT builds for no other; TensorRT for RTX "
+            "does: pip install tensorrt_rtx_cu13_bindings tensorrt_rtx_cu13_libs"
+        )
+    most = max_batch or DEFAULT_MAX_BATCH
+    return trt_build.Options(batches=None if images is not None else (1, most, most), compute_capabilities=named)
+
+
+def _write_engine(deployed: Deployed, onnx_file: Path, building: trt_build.Options, deadline_s: float) -> None:
+    import time
+
+    from explorer.latency.engine_file import ENGINE, METADATA, write_engine
+
+    with console.status() as tell:
+        try:
+            metadata = write_engine(
+                deployed,
+                onnx_file,
+                building,
+                deadline=time.monotonic() + deadline_s,
+                on_event=lambda phase, done, total: tell(f"building the engine: {phase} {done}/{total}"),
+            )
+        except OSError as error:
+            raise UserError(f"--to: {onnx_file.parent}: cannot be written: {error.strerror}") from None
+    console.document(
+        f"{onnx_file.parent / ENGINE}  TensorRT {metadata['tensorrt']}, {metadata['engine_bytes'] / 1e6:.1f} MB, built in "
+        f"{metadata['build_s']:.1f} s; not run, so not compared with the model: `swinexplore measure` does both"
+    )
+    console.document(f"{onnx_file.parent / METADATA}  the same without swinexplore: {metadata['trtexec']}")
 
 
 def _origin(arch_id: str, study: str | None, storage: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from explorer.errors import StoreError, UserError
 from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
-    from explorer.evaluate import Plan
+    from explorer.evaluate import Evaluator, Plan
+    from explorer.records import StudyRecord, Target
     from explorer.report import Findings
     from explorer.space import Space
     from explorer.store import Store
@@ -49,6 +50,8 @@ def search(
     data_root: options.DataRoot = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Proxy training: proxy, quick or a .yaml file.")] = "proxy",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,
+    rebuilds: options.Rebuilds = 1,
+    deadline: options.Deadline = 900,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and an estimate of the time, then stop.")
     ] = False,
@@ -56,7 +59,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
     """Search a space: measure latency, train proxies, keep the front. The same command goes on where it stopped."""
-    from explorer.evaluate import Plan
+    from explorer.evaluate import Evaluator, Plan
     from explorer.latency import resolve, sees_gpu
     from explorer.space import Space
     from explorer.training.data import describe
@@ -79,29 +82,30 @@ def search(
         return
     if log_file is not None:
         _log_to(log_file)
-    _run(loaded, plan, trials, sampler, study, storage, as_json=as_json)
+    evaluator = Evaluator(plan, rebuilds=rebuilds, deadline_s=deadline, cache_root=options.cache_root())
+    with evaluator:
+        _run(loaded, evaluator, trials, sampler, study, storage, as_json=as_json)
 
 
 def _run(
-    space: Space, plan: Plan, trials: int, sampler: str, study: str | None, storage: str, *, as_json: bool
+    space: Space, evaluator: Evaluator, trials: int, sampler: str, study: str | None, storage: str, *, as_json: bool
 ) -> None:
     from explorer.cli.progress import shown
-    from explorer.evaluate import Evaluator
     from explorer.search import run
     from explorer.store import Store
 
     # What may be wrong with the data shows before a database is made.
-    evaluator = Evaluator(plan)
     evaluator.prepare(space.base)
     store = Store.open(storage, create=True)
     try:
         with shown(as_json=as_json) as show:
             record = run(space, evaluator, store, trials=trials, sampler=sampler, study=study, on_progress=show)
         if not as_json:
-            from explorer.report import to_table
+            from explorer.report import measuring_text, to_table
 
-            found = _findings(store, record.name, plan.max_latency_ms)
+            found = _findings(store, [record], evaluator.plan.max_latency_ms)
             console.table(to_table(found.front, title=f"front of {len(found.candidates)} architectures"))
+            console.document(measuring_text(found.measuring))
     finally:
         store.close()
 
@@ -163,7 +167,15 @@ def _tell_plan(
 
 
 def pareto(
-    study: options.Study = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--study", metavar="NAME", help="Study; default: the latest. Several of one environment make one front."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="ID", help="Of the studies named, those measured on this target.")
+    ] = None,
     storage: options.Storage = DEFAULT_STORAGE,
     max_latency: Annotated[float | None, typer.Option("--max-latency", metavar="MS", help="Nothing slower.")] = None,
     output: Annotated[str, typer.Option("--format", help="table, csv, json or md.")] = "table",
@@ -181,7 +193,8 @@ def pareto(
     if plot is not None:
         report.check_plot_path(plot)
     store = Store.open(storage)
-    found = _findings(store, study, max_latency)
+    records = _comparable(store, [store.study(name) for name in study] if study else [store.study()], target)
+    found = _findings(store, records, max_latency)
     store.close()
     match output:
         case "json":
@@ -196,21 +209,58 @@ def pareto(
             measured = [row for row in found.references if row["latency_ms"] is not None]
             if measured:
                 console.table(report.to_table(measured, title="known networks"))
+            console.document(report.measuring_text(found.measuring))
+    for row in found.left_out:
+        console.note(f"not on the front: {row['name']}: its latency is invalid: {row['invalid']}")
     if plot is not None:
         report.plot(found, plot)
         console.note(f"plot: {plot}")
 
 
-def _findings(store: Store, study: str | None, max_latency_ms: float | None) -> Findings:
+def _comparable(store: Store, records: list[StudyRecord], target_id: str | None) -> list[StudyRecord]:
+    """The studies, of those measured on `target_id` where given. Raises StoreError where they must not share a front."""
+    if target_id is not None:
+        kept = [record for record in records if record.target_id == target_id]
+        if not kept:
+            known = ", ".join(sorted({record.target_id for record in records}))
+            raise StoreError(f"--target: {target_id!r} is none of the studies' targets; allowed: {known}")
+        records = kept
+    first, *others = list({record.name: record for record in records}.values())
+    targets = {record.target_id: store.target(record.target_id) for record in (first, *others)}
+    for other in others:
+        differences = targets[other.target_id].differences(targets[first.target_id])
+        if differences:
+            raise StoreError(_refusal(first, other, differences, targets))
+        for key in ("recipe", "data", "proxy"):
+            if other.identity[key] != first.identity[key]:
+                raise StoreError(
+                    f"--study: {first.name!r} and {other.name!r} were trained with another {key}: {first.identity[key]!r} and "
+                    f"{other.identity[key]!r}; their accuracies never stand on one front"
+                )
+    return [first, *others]
+
+
+def _refusal(first: StudyRecord, other: StudyRecord, differences: dict[str, Any], targets: dict[str, Target]) -> str:
+    said = "; ".join(f"{key}: {there!r} and {here!r}" for key, (here, there) in differences.items())
+    choices = ", ".join(f"--target {target_id} ({target.describe()})" for target_id, target in targets.items())
+    return (
+        f"--study: {first.name!r} and {other.name!r} were measured in different environments ({said}); their latencies never "
+        f"stand on one front; keep those of one: {choices}"
+    )
+
+
+def _findings(store: Store, records: list[StudyRecord], max_latency_ms: float | None) -> Findings:
+    """What comparable studies found together; compared with the base of the first."""
     from explorer.report import findings
 
-    record = store.study(study)
+    first = records[0]
+    candidates = {c.arch.id: c for record in reversed(records) for c in store.candidates(record)}
     return findings(
-        record.name,
-        store.target(record.target_id).describe(),
-        store.candidates(record),
-        base=store.arch(record.base_id),
-        base_latency=store.latency(record.base_id, record.target_id),
+        " + ".join(record.name for record in records),
+        store.target(first.target_id).describe(),
+        list(candidates.values()),
+        base=store.arch(first.base_id),
+        base_latency=store.latency(first.base_id, first.target_id),
         max_latency_ms=max_latency_ms,
     )
 
@@ -251,7 +301,7 @@ def studies_show(
 
     store = Store.open(storage)
     record = store.study(study)
-    found = _findings(store, record.name, None)
+    found = _findings(store, [record], None)
     history: list[dict[str, Any]] = [
         {"num_trials": front.num_trials, "hypervolume": front.hypervolume, "arch_ids": list(front.arch_ids)}
         for front in store.fronts(record.name)
@@ -260,13 +310,20 @@ def studies_show(
     store.close()
     if as_json:
         console.json_document(
-            {**summary, "identity": record.identity, "candidates": found.candidates, "fronts": history}
+            {
+                **summary,
+                "identity": record.identity,
+                "candidates": found.candidates,
+                "measuring": found.measuring,
+                "fronts": history,
+            }
         )
         return
     console.document(
         f"{record.name}\n{found.target}\ncreated {record.created_at}, recipe {record.recipe_id}, data {record.data_id}"
     )
     console.table(report.to_table(found.candidates, title="architectures"))
+    console.document(report.measuring_text(found.measuring))
     for front in history:
         console.document(
             f"after {front['num_trials']:>4}: hypervolume {front['hypervolume']:.5f}, {len(front['arch_ids'])} on the front"
@@ -305,6 +362,7 @@ def _summary(store: Store, name: str) -> dict[str, Any]:
         "architectures": len(candidates),
         "outcomes": outcomes,
         "target": store.target(record.target_id).describe(),
+        "target_id": record.target_id,
         "created_at": record.created_at,
     }
 

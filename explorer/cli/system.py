@@ -14,7 +14,7 @@ def doctor(as_json: options.Json = False) -> None:
         findings.append(finding)
         if not as_json:
             mend = f"  -> {finding.mend}" if finding.mend else ""
-            console.document(f"{finding.state:8}{finding.subject:28}{finding.detail}{mend}")
+            console.document(f"{finding.state:8}{finding.subject:38}{finding.detail}{mend}")
     if as_json:
         works = all(finding.state != "broken" for finding in findings)
         console.json_document({"works": works, "findings": [finding.to_dict() for finding in findings]})

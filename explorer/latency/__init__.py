@@ -1,62 +1,73 @@
-"""Real latency on a real device: choose a target, measure a deployed network on it.
+"""Real latency on a real device: choose a target here; measure on it with a `Measurer`, in a process of its own.
 
-One file a backend; a new one is a file, a `case` in `_open` and an entry in BACKENDS. torch and ONNX Runtime are imported
-when a runner is opened, not before.
+One file a backend; a new one is a file, a `case` in `measurement.open_runner` and an entry in BACKENDS. torch, ONNX Runtime
+and TensorRT are imported when a backend is asked for, not before.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import shutil
+from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from explorer.errors import BackendMissing
 from explorer.latency import environment
 from explorer.model import GRAPH_VERSION, MODULE_VERSION
-from explorer.records import Latency, Precision, Target
+from explorer.records import DYNAMIC, Latency, Precision, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from explorer.latency.base import Runner, Samples
     from explorer.model.deployment import Deployed
 
 DeviceKind = Literal["cpu", "cuda"]
 
-#: A latency on a CPU is measured again when other processes kept more CPUs than this busy meanwhile, after a pause that
-#: grows with the attempts; after the last, the least disturbed is kept and not called stable.
-MAX_FOREIGN_CPUS: Final = 0.2
-MAX_ATTEMPTS: Final = 3
-PAUSE_S: Final = 1.0
 
-#: What each backend can do: package, device kinds, precisions, and whether it runs our exported graph.
+class Backend(NamedTuple):
+    """What a backend can do: distributions that hold it (one is enough), devices, precisions, and whether it runs our graph."""
+
+    packages: tuple[str, ...]
+    kinds: tuple[DeviceKind, ...]
+    precisions: tuple[Precision, ...]
+    runs_graph: bool
+
+
+_ORT: Final = ("onnxruntime", "onnxruntime-gpu")
 BACKENDS: Final = MappingProxyType(
     {
-        "onnxruntime": ("onnxruntime", ("cpu",), ("fp32", "fp16"), True),
-        "torch": ("torch", ("cpu", "cuda"), ("fp32", "fp16", "bf16"), False),
+        "tensorrt": Backend(("tensorrt",), ("cuda",), ("fp32", "fp16", "bf16"), True),
+        "onnxruntime": Backend(_ORT, ("cpu", "cuda"), ("fp32", "fp16"), True),
+        "onnxruntime-tensorrt": Backend(("onnxruntime-gpu",), ("cuda",), ("fp32", "fp16"), True),
+        "torch": Backend(("torch",), ("cpu", "cuda"), ("fp32", "fp16", "bf16"), False),
+        "torch-compile": Backend(("torch",), ("cpu", "cuda"), ("fp32", "fp16", "bf16"), False),
     }
 )
 
 
 def resolve(
-    backend: str = "auto", *, device: str = "auto", precision: Precision = "fp32", batch: int = 1, image_size: int = 224
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    batch: int = 1,
+    image_size: int = 224,
+    dynamic_to: int | None = None,
 ) -> tuple[Target, str]:
     """The target on this machine, and a sentence that says what was chosen and why.
 
-    `backend`: `auto` or one of BACKENDS; `device`: `auto`, `cpu` or `cuda`. Raises BackendMissing, which names what is
-    missing and how to get it.
+    `backend`: `auto` or one of BACKENDS; `device`: `auto`, `cpu` or `cuda`. `dynamic_to`: one graph for any batch up to this.
+    Raises BackendMissing, which names what is missing and how to get it.
     """
+    _require(
+        backend == "auto" or backend in BACKENDS,
+        f"backend: {backend!r} is not in this version; allowed: auto, {', '.join(BACKENDS)}",
+    )
     kind, why = _device_kind(backend, device)
     if backend == "auto":
-        backend = "torch" if kind == "cuda" else "onnxruntime"
-        reading = "torch eager runs on the GPU" if kind == "cuda" else "it runs the exported graph on the CPU"
+        backend, reading = _automatic(kind)
         why = f"backend {backend}: chosen because {why}, and {reading}"
     else:
         why = f"backend {backend} on {kind}: {why}"
-    _require(backend in BACKENDS, f"backend: {backend!r} is not in this version; allowed: auto, {', '.join(BACKENDS)}")
-    package, kinds, precisions, runs_graph = BACKENDS[backend]
+    _, kinds, precisions, runs_graph = BACKENDS[backend]
     _require(
         kind in kinds,
         f"backend {backend}: does not run on {kind}; use --device {' or '.join(kinds)}, or --backend torch",
@@ -65,13 +76,13 @@ def resolve(
         precision in precisions, f"precision: {precision!r} is not run by {backend}; allowed: {', '.join(precisions)}"
     )
     _require(batch >= 1, f"batch: {batch} is not a whole number of at least 1")
-    version = environment.version_of(package)
+    _require(dynamic_to is None or runs_graph, f"dynamic batch: {backend} runs no graph; it takes any batch as it is")
     _require(
-        version != "", f"backend {backend}: the package {package} is not installed; install it: pip install {package}"
+        dynamic_to is None or dynamic_to >= batch, f"batch: {batch} is over {dynamic_to}, the largest of the graph"
     )
     target = Target(
         backend=backend,
-        backend_version=version,
+        backend_version=_version(backend, kind),
         precision=precision,
         batch=batch,
         image_size=image_size,
@@ -80,88 +91,22 @@ def resolve(
         driver=environment.nvidia_driver() if kind == "cuda" else "",
         threads=0 if kind == "cuda" else environment.cpu_threads(),
         graph_version=GRAPH_VERSION if runs_graph else MODULE_VERSION,
+        options="" if dynamic_to is None else f"{DYNAMIC}{dynamic_to}",
     )
     return target, why
 
 
-def measure(deployed: Deployed, target: Target, *, prepare_s: float = 0.0, seed: int = 0) -> Latency:
-    """Measures `deployed` on `target`; the device is held exclusively meanwhile.
+def measure(deployed: Deployed, target: Target, **options: Any) -> Latency:
+    """See `explorer.latency.measurement.measure`: in this process, the device held for it."""
+    from explorer.latency import measurement
 
-    `prepare_s`: seconds that building and exporting took, kept with the result. Takes seconds: warm-up, then windows until
-    three medians agree; up to three times that where other processes disturb a CPU. Raises BuildError and MeasureError.
-    """
-    from explorer.latency.base import sample
-
-    assert (deployed.batch, deployed.precision) == (target.batch, target.precision)
     with environment.exclusive(target.device_kind):
-        start = time.perf_counter()
-        runner = _open(deployed, target, seed)
-        opened = time.perf_counter()
-        host = environment.describe_host()
-        attempts: list[_Attempt] = []
-        try:
-            while len(attempts) < MAX_ATTEMPTS and not any(attempt.is_quiet for attempt in attempts):
-                time.sleep(PAUSE_S * len(attempts))
-                attempts.append(_attempt(target, lambda: sample(runner.run)))
-        finally:
-            runner.close()
-    best = min(attempts, key=lambda attempt: attempt.foreign_cpus or 0.0)
-    samples = best.samples
-    return Latency(
-        arch_id=deployed.arch.id,
-        target_id=target.id,
-        latency_ms=samples.latency_ms,
-        p95_ms=samples.p95_ms,
-        min_ms=samples.min_ms,
-        cv=samples.cv,
-        num_samples=samples.num_samples,
-        window_medians_ms=samples.window_medians_ms,
-        is_stable=samples.is_stable and best.is_quiet,
-        prepare_s=prepare_s + opened - start,
-        measure_s=sum(attempt.seconds for attempt in attempts),
-        environment={**host, "foreign_cpus": best.foreign_cpus, "attempts": len(attempts)},
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """Samples, seconds they took, and how many CPUs other processes kept busy meanwhile (None on a GPU, or not told)."""
-
-    samples: Samples
-    seconds: float
-    foreign_cpus: float | None
-
-    @property
-    def is_quiet(self) -> bool:
-        return self.foreign_cpus is None or self.foreign_cpus <= MAX_FOREIGN_CPUS
-
-
-def _attempt(target: Target, measure_once: Callable[[], Samples]) -> _Attempt:
-    start, busy = time.perf_counter(), environment.busy_seconds()
-    samples = measure_once()
-    seconds = time.perf_counter() - start
-    foreign = environment.foreign_cpus(busy, environment.busy_seconds(), seconds) if target.threads else None
-    return _Attempt(samples, seconds, None if foreign is None else round(foreign, 3))
+        return measurement.measure(deployed, target, **options)
 
 
 def needs_graph(target: Target) -> bool:
     """Whether the target's backend runs our exported ONNX graph rather than the module."""
-    return BACKENDS[target.backend][3]
-
-
-def _open(deployed: Deployed, target: Target, seed: int) -> Runner:
-    match target.backend:
-        case "onnxruntime":
-            from explorer.latency.ort import OrtRunner
-
-            return OrtRunner(deployed, target, seed)
-        case "torch":
-            from explorer.latency.torch_eager import TorchRunner
-
-            return TorchRunner(deployed, target, seed)
-        case other:
-            raise AssertionError(f"no backend {other}")
+    return BACKENDS[target.backend].runs_graph
 
 
 def _device_kind(backend: str, device: str) -> tuple[DeviceKind, str]:
@@ -173,9 +118,63 @@ def _device_kind(backend: str, device: str) -> tuple[DeviceKind, str]:
             sees_gpu(), "device cuda: torch sees no NVIDIA GPU here; see `swinexplore doctor`, or use --device cpu"
         )
         return "cuda", "--device cuda asks for it"
-    if backend == "onnxruntime":
-        return "cpu", "ONNX Runtime runs on the CPU here"
+    if backend == "tensorrt":
+        _version("tensorrt", "cuda")  # that it is missing is the first thing to mend
+    if backend != "auto" and BACKENDS[backend].kinds == ("cuda",):
+        _require(
+            sees_gpu(),
+            f"backend {backend}: needs an NVIDIA GPU, and torch sees none here; see `swinexplore doctor`, or use --backend "
+            "onnxruntime or torch. TensorRT for RTX builds an engine for a GPU that is not here: swinexplore export NAME "
+            "--to DIR --what engine --compute-capability 8.6",
+        )
+        return "cuda", "it runs on nothing else"
+    if backend == "onnxruntime" and not environment.version_of("onnxruntime-gpu"):
+        return "cpu", "this ONNX Runtime runs on the CPU"
     return ("cuda", "torch sees an NVIDIA GPU") if sees_gpu() else ("cpu", "torch sees no NVIDIA GPU")
+
+
+def _automatic(kind: DeviceKind) -> tuple[str, str]:
+    """The backend for a device, and why."""
+    if kind == "cpu":
+        return "onnxruntime", "it runs the exported graph on the CPU"
+    try:
+        _version("tensorrt", kind)
+    except BackendMissing as error:
+        return "torch", f"torch runs on the GPU where TensorRT does not ({error})"
+    return "tensorrt", "TensorRT is what networks are deployed with there"
+
+
+def _version(backend: str, kind: DeviceKind) -> str:
+    """The installed version. Raises BackendMissing where there is none, or what it needs beside is missing."""
+    if backend == "tensorrt":
+        from explorer.latency import trt_build
+
+        if sees_gpu():
+            from explorer.latency.cuda import compute_capability
+
+            trt_build.require_supported(compute_capability())
+        return trt_build.version()
+    packages = BACKENDS[backend].packages
+    version = next((found for package in packages if (found := environment.version_of(package))), "")
+    _require(
+        version != "",
+        f"backend {backend}: the package {packages[0]} is not installed; install it: pip install {packages[0]}",
+    )
+    if backend == "torch-compile":
+        needed = "g++" if kind == "cpu" else "gcc"
+        _require(
+            any(shutil.which(compiler) for compiler in (needed, "clang++", "clang")),
+            f"backend torch-compile: torch.compile needs a compiler ({needed}) and none is here; install it: apt-get install g++",
+        )
+        _require(
+            kind == "cpu" or find_spec("triton") is not None,
+            "backend torch-compile: torch.compile needs the package triton on a GPU; install it: pip install triton",
+        )
+    if kind == "cuda" and packages[0].startswith("onnxruntime"):
+        from explorer.latency.ort import PROVIDERS, require_provider
+
+        require_provider(PROVIDERS[backend, kind])
+    return version
 
 
 def sees_gpu() -> bool:

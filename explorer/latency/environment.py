@@ -19,7 +19,10 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "onnxruntime", "onnx", "numpy", "swinexplore")
+_PACKAGES = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "nvidia-ml-py", "onnx",
+    "numpy", "swinexplore",
+)  # fmt: skip
 
 
 def cpu_model() -> str:
@@ -73,14 +76,17 @@ def describe_host() -> dict[str, Any]:
 
 
 def busy_seconds() -> tuple[float, float] | None:
-    """CPU seconds that all processes of the machine, and this one with its threads, have used so far; None if not told."""
+    """CPU seconds that all processes of the machine, and this one with its threads, have used so far; None if not told.
+
+    What a hypervisor gave to its other guests while this one wanted to run (steal) counts as used by all.
+    """
     try:
         fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
     except OSError:
         return None
-    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
     own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
 def foreign_cpus(before: tuple[float, float] | None, after: tuple[float, float] | None, wall_s: float) -> float | None:
@@ -92,10 +98,14 @@ def foreign_cpus(before: tuple[float, float] | None, after: tuple[float, float] 
 
 @contextmanager
 def exclusive(device: str) -> Iterator[None]:
-    """Holds `device` (`cpu` or `cuda`) for one measurement or one training across all processes of this machine.
+    """Holds `device` (`cpu`, or `cuda` for the GPU that torch uses) for one measurement or one training across all processes.
 
     Waits for whoever holds it; the lock goes with the process, so that a killed one leaves nothing behind.
     """
+    if device == "cuda":
+        from explorer.latency.cuda import gpu_uuid
+
+        device = gpu_uuid() or device
     lock = FileLock(Path(tempfile.gettempdir()) / f"swinexplore-{device}.lock", mode=0o666)
     try:
         lock.acquire(timeout=0)

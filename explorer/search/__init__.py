@@ -7,12 +7,10 @@ takes its architecture up first.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,23 +19,19 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.samplers import RandomSampler
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
 
 from explorer import pareto
 from explorer.arch import Arch
 from explorer.errors import StoreError, TrialError, UserError
 from explorer.evaluate import Evaluator, Plan, Step
 from explorer.records import Candidate, Epoch, FrontRecord, StudyRecord, digest
-from explorer.search.sampling import DIRECTIONS, SAMPLERS, Proposal, Proposer, distributions, told_constraints
+from explorer.search.sampling import SAMPLERS, Proposal, Proposer, told_constraints
+from explorer.search.trials import Trials, quiet_optuna, storage_of
 from explorer.space import Space
-from explorer.store import BUSY_TIMEOUT_S, Store
+from explorer.store import Store
 
 logger = logging.getLogger(__name__)
 
-METRIC_NAMES = ["accuracy", "latency_ms"]
 MAX_NAME = 200
 #: The front's hypervolume is counted up to this multiple of the base model's latency.
 REFERENCE_FACTOR = 2.0
@@ -45,12 +39,14 @@ REFERENCE_FACTOR = 2.0
 __all__ = ["SAMPLERS", "Progress", "check_run", "delete", "describe_identity", "run", "study_name"]
 
 
-ProgressKind = Literal["start", "step", "epoch", "trial", "end", "interrupted"]
+ProgressKind = Literal["start", "step", "detail", "epoch", "trial", "end", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a search reports. `trial` events carry the candidate, `step` and `epoch` events the architecture in work.
+    """What a search reports. `trial` events carry the candidate, `step`, `detail` and `epoch` events the architecture in work.
+
+    `message`: of `detail`, what a measurement is doing; of `end`, what a reader should know.
 
     `num_done` of `num_asked` architectures are in the study; `front` holds the ids on the front; `seconds_left` is None
     until something has been timed.
@@ -153,8 +149,8 @@ def delete(store: Store, name: str) -> None:
     Raises StoreError when there is none, or while another process searches it.
     """
     store.study(name)
-    with _alone(store, name), _quiet_optuna():
-        storage = _storage(store)
+    with _alone(store, name), quiet_optuna():
+        storage = storage_of(store)
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         store.delete_study(name)
@@ -183,8 +179,8 @@ def _require_not_foreign(store: Store, name: str) -> None:
     """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
     if name in [study.name for study in store.studies()]:
         return
-    with _quiet_optuna():
-        if name in optuna.get_all_study_names(_storage(store)):
+    with quiet_optuna():
+        if name in optuna.get_all_study_names(storage_of(store)):
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )
@@ -205,7 +201,7 @@ class _Search:
     ) -> None:
         self.space, self.evaluator, self.store, self.record = space, evaluator, store, record
         self.num_asked, self.sampler, self.on_progress = num_asked, sampler, on_progress
-        self.trials = _Trials(store, record.name, space)
+        self.trials = Trials(store, record.name, space)
         self.candidates = {candidate.arch.id: candidate for candidate in store.candidates(record)}
         fronts = store.fronts(record.name)
         self.front: tuple[str, ...] = fronts[-1].arch_ids if fronts else ()
@@ -234,12 +230,26 @@ class _Search:
         except KeyboardInterrupt:
             self.report("interrupted")
             raise
-        used_up = len(self.candidates) >= self.space.architectures
-        self.report("end", message="every architecture of the space has been evaluated" if used_up else "")
+        self.report("end", message="; ".join(self.last_words()))
+
+    def last_words(self) -> list[str]:
+        """What a reader should know in the end."""
+        words = []
+        if len(self.candidates) >= self.space.architectures:
+            words.append("every architecture of the space has been evaluated")
+        invalid = [c.latency.invalid for c in self.candidates.values() if c.latency is not None and c.latency.invalid]
+        if invalid:
+            words.append(
+                f"{len(invalid)} latencies are invalid and not on the front (the last: {invalid[-1]}); the same command "
+                "measures them again"
+            )
+        return words
 
     def is_open(self, candidate: Candidate) -> bool:
-        """Whether a candidate was stopped by a latency limit that no longer stops it."""
+        """Whether a candidate was stopped by a latency limit that no longer stops it, or its latency is invalid."""
         limit, latency_ms = self.evaluator.plan.max_latency_ms, candidate.latency_ms
+        if candidate.latency is not None and candidate.latency.invalid:
+            return True
         return candidate.outcome == "gated" and (limit is None or (latency_ms is not None and latency_ms <= limit))
 
     def first(self, unfinished: list[Arch]) -> list[Arch]:
@@ -265,6 +275,7 @@ class _Search:
                 self.store,
                 lambda step: self.report("step", arch=arch, step=step),
                 lambda epoch: self.report("epoch", arch=arch, step="training", epoch=epoch),
+                lambda text: self.report("detail", arch=arch, step="measuring", message=text),
             )
             self.store.add_member(self.record.name, candidate, self.evaluator.plan.score_key(arch))
             self.candidates[arch.id] = candidate
@@ -293,7 +304,7 @@ class _Search:
             self.front = front
 
     def complete(self) -> list[Candidate]:
-        return [candidate for candidate in self.candidates.values() if candidate.outcome == "complete"]
+        return [candidate for candidate in self.candidates.values() if candidate.may_stand_on_front]
 
     def report(self, kind: ProgressKind, **details: Any) -> None:
         complete = self.complete()
@@ -310,82 +321,6 @@ class _Search:
             seconds_left=seconds_left,
         )
         self.on_progress(replace(progress, kind=kind, **details))
-
-
-#: Values and constraints of a trial.
-Told = tuple[tuple[float, float], dict[str, float]]
-
-
-class _Trials:
-    """The study's trials in Optuna's tables: one for every architecture that is or was in work."""
-
-    def __init__(self, store: Store, name: str, space: Space) -> None:
-        self.space = space
-        with _quiet_optuna():
-            self.storage = _storage(store)
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self.storage,
-                directions=DIRECTIONS,
-                load_if_exists=True,
-                sampler=RandomSampler(),
-            )
-            if self.study.metric_names is None:
-                self.study.set_metric_names(METRIC_NAMES)
-        self.study_id = self.storage.get_study_id_from_name(name)
-
-    def close_stale(self, members: dict[str, Candidate], told: Callable[[Candidate], Told]) -> list[Arch]:
-        """Closes the trials that a killed search left running: complete where the study holds the candidate already,
-        failed otherwise. Returns the architectures in work then and not evaluated since.
-        """
-        unfinished: dict[str, Arch] = {}
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
-            arch = self.space.arch(trial.params)
-            if arch.id not in members:
-                unfinished[arch.id] = arch
-            if trial.state == TrialState.RUNNING and arch.id in members:
-                self._finish(trial._trial_id, *told(members[arch.id]))
-            elif trial.state == TrialState.RUNNING:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        return list(unfinished.values())
-
-    @contextmanager
-    def running(self, proposal: Proposal) -> Iterator[Callable[[tuple[float, float], dict[str, float]], None]]:
-        """A RUNNING trial while the body evaluates; the body calls what it is given with values and constraints."""
-        template = create_trial(
-            state=TrialState.RUNNING,
-            params=proposal.point,
-            distributions=distributions(self.space),
-            user_attrs={"arch_id": proposal.arch.id},
-        )
-        trial_id = self.storage.create_new_trial(self.study_id, template_trial=template)
-
-        try:
-            yield lambda values, constraints: self._finish(trial_id, values, constraints)
-        except BaseException:
-            with contextlib.suppress(UpdateFinishedTrialError):  # interrupted just after it was finished
-                self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            raise
-
-    def _finish(self, trial_id: int, values: tuple[float, float], constraints: dict[str, float]) -> None:
-        if any(value > 0 for value in constraints.values()):
-            trial = optuna.Trial(self.study, trial_id)
-            for name, value in constraints.items():
-                trial.set_constraint(name, value)
-        self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
-
-
-def _storage(store: Store) -> RDBStorage:
-    return RDBStorage(store.url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Optuna's own log lines would break the live display; named metrics are marked experimental."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:

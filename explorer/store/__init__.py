@@ -1,8 +1,8 @@
 """Facts and studies in SQLite, in the same file as Optuna's tables. The only module with SQL.
 
 Facts (architectures, latencies, scores, failures) are keyed by what they are facts of, inserted if absent and never
-changed; studies point at them. Table names avoid Optuna's (studies, study_*, trials, trial_*, version_info,
-alembic_version); the schema's version stands in `explorer_version`.
+changed, but for an invalid latency, which a later one replaces; studies point at them. Table names avoid Optuna's
+(studies, study_*, trials, trial_*, version_info, alembic_version); the schema's version stands in `explorer_version`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from sqlalchemy.dialects.sqlite import insert as insert_or_leave
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from explorer.arch import Arch
-from explorer.complexity import complexity_of
 from explorer.errors import StoreError
 from explorer.records import (
     DEFAULT_STORAGE,
     Candidate,
-    Epoch,
     Failure,
     FrontRecord,
     Latency,
@@ -34,6 +32,7 @@ from explorer.records import (
     Target,
 )
 from explorer.store import schema
+from explorer.store.rows import arch_values, failure_of, latency_of, latency_values, score_of, score_values
 
 BUSY_TIMEOUT_S: Final = 30
 
@@ -124,17 +123,17 @@ class Store:
                 schema.latencies.c.arch_id == arch_id, schema.latencies.c.target_id == target_id
             )
         )
-        return _latency(rows[0]) if rows else None
+        return latency_of(rows[0]) if rows else None
 
     def score(self, key: ScoreKey) -> Score | None:
         """The score under `key`, if trained."""
         rows = self._rows(sa.select(schema.scores).filter_by(**asdict(key)))
-        return _score(rows[0]) if rows else None
+        return score_of(rows[0]) if rows else None
 
     def failure(self, key: str) -> Failure | None:
         """Why the fact under `key` is missing for good, if it is."""
         rows = self._rows(sa.select(schema.failures).where(schema.failures.c.key == key))
-        return _failure(rows[0]) if rows else None
+        return failure_of(rows[0]) if rows else None
 
     def arch(self, arch_id: str) -> Arch:
         """The architecture with this id, or with the only id that starts so. Raises StoreError otherwise."""
@@ -150,13 +149,16 @@ class Store:
         return Arch.from_dict(exact[0]["fields"])
 
     def add_latency(self, arch: Arch, target: Target, latency: Latency) -> None:
-        """Keeps a latency with its architecture and target; what is there already stays."""
+        """Keeps a latency with its architecture and target; what is there already stays, unless it is invalid."""
+        values = latency_values(latency)
+        insert = insert_or_leave(schema.latencies).values(**values)
         with self._transaction() as connection:
             _add_arch(connection, arch)
             _leave_or_add(connection, schema.targets, target_id=target.id, fields=asdict(target))
-            values = asdict(latency)
-            _leave_or_add(
-                connection, schema.latencies, **{**values, "window_medians_ms": list(latency.window_medians_ms)}
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["arch_id", "target_id"], set_=values, where=schema.latencies.c.invalid != ""
+                )
             )
 
     def add_score(self, proxy: Arch, recipe_fields: dict[str, Any], score: Score) -> None:
@@ -164,9 +166,7 @@ class Store:
         with self._transaction() as connection:
             _add_arch(connection, proxy)
             _leave_or_add(connection, schema.recipes, recipe_id=score.recipe_id, fields=recipe_fields)
-            _leave_or_add(
-                connection, schema.scores, **{**asdict(score), "curve": [asdict(epoch) for epoch in score.curve]}
-            )
+            _leave_or_add(connection, schema.scores, **score_values(score))
 
     def add_failure(self, arch: Arch, failure: Failure) -> None:
         """Keeps why a fact is missing; what is there already stays."""
@@ -250,16 +250,16 @@ class Store:
             .order_by(schema.members.c.position)
         )
         latencies = {
-            row["arch_id"]: _latency(row)
+            row["arch_id"]: latency_of(row)
             for row in self._rows(sa.select(schema.latencies).where(schema.latencies.c.target_id == study.target_id))
         }
         same_data = (schema.scores.c.recipe_id == study.recipe_id, schema.scores.c.data_id == study.data_id)
         scores = {
-            (row["arch_id"], row["epochs"], row["seed"]): _score(row)
+            (row["arch_id"], row["epochs"], row["seed"]): score_of(row)
             for row in self._rows(sa.select(schema.scores).where(*same_data))
         }
         failures = {
-            row["key"]: _failure(row)
+            row["key"]: failure_of(row)
             for row in self._rows(
                 sa.select(schema.failures)
                 .join(schema.members, schema.members.c.failure_key == schema.failures.c.key)
@@ -315,20 +315,22 @@ class Store:
             )
 
     def _migrate(self, path: Path) -> None:
-        newest = len(schema.MIGRATIONS)
         with self._transaction() as connection:
             has_version = sa.inspect(connection).has_table("explorer_version")
-            version = connection.execute(sa.select(schema.version.c.version)).scalar() or 0 if has_version else 0
-            if version > newest:
+            version = connection.execute(sa.select(schema.version.c.version)).scalar() if has_version else None
+            if version is None:
+                schema.metadata.create_all(connection)
+            elif version > schema.VERSION:
                 raise StoreError(
-                    f"storage: {path}: schema version {version} is newer than {newest}, the newest that this "
+                    f"storage: {path}: schema version {version} is newer than {schema.VERSION}, the newest that this "
                     "swinexplore knows; upgrade it: pip install --upgrade swinexplore"
                 )
-            for migration in schema.MIGRATIONS[version:]:
-                migration(connection)
-            if version < newest:
+            else:
+                for upgrade in schema.UPGRADES[version - 1 :]:
+                    upgrade(connection)
+            if version != schema.VERSION:
                 connection.execute(schema.version.delete())
-                connection.execute(schema.version.insert().values(version=newest))
+                connection.execute(schema.version.insert().values(version=schema.VERSION))
 
     def _rows(self, statement: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._transaction() as connection:
@@ -356,39 +358,11 @@ def _configure(connection: Any, _record: object) -> None:
 
 
 def _add_arch(connection: Connection, arch: Arch) -> None:
-    arch, counts = arch.canonical(), complexity_of(arch)
-    _leave_or_add(
-        connection,
-        schema.architectures,
-        arch_id=arch.id,
-        name=arch.name,
-        windows=list(arch.windows),
-        shifts=list(arch.shifts),
-        br=arch.br,
-        depth3=arch.depth3,
-        depths=list(arch.depths),
-        embed_dim=arch.embed_dim,
-        params_trainable=counts.params_trainable,
-        params_deployed=counts.params_deployed,
-        flops=counts.flops,
-        fields=arch.to_dict(),
-    )
+    _leave_or_add(connection, schema.architectures, **arch_values(arch))
 
 
 def _leave_or_add(connection: Connection, table: sa.Table, **values: Any) -> None:
     connection.execute(insert_or_leave(table).values(**values).on_conflict_do_nothing())
-
-
-def _latency(row: dict[str, Any]) -> Latency:
-    return Latency(**{**row, "window_medians_ms": tuple(row["window_medians_ms"])})
-
-
-def _score(row: dict[str, Any]) -> Score:
-    return Score(**{**row, "curve": tuple(Epoch(**epoch) for epoch in row["curve"])})
-
-
-def _failure(row: dict[str, Any]) -> Failure:
-    return Failure(**row)
 
 
 def _now() -> str:

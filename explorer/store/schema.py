@@ -50,6 +50,8 @@ latencies = sa.Table(
     sa.Column("measure_s", sa.Float, nullable=False),
     sa.Column("environment", sa.JSON, nullable=False),
     sa.Column("measured_at", sa.String(32), nullable=False),
+    sa.Column("invalid", sa.Text, nullable=False, server_default=""),
+    sa.Column("details", sa.JSON, nullable=False, server_default="{}"),
 )
 recipes = sa.Table(
     "recipes",
@@ -115,6 +117,14 @@ fronts = sa.Table(
     sa.Column("reference_ms", sa.Float, nullable=False),
 )
 
-#: One function a version, in order; a database is brought forward by those it has not seen. Once a version is released its
-#: function is frozen: the first then keeps these tables as they are today, and changes are functions of their own.
-MIGRATIONS: Final[tuple[Callable[[Connection], None], ...]] = (lambda connection: metadata.create_all(connection),)
+
+def _latencies_have_details(connection: Connection) -> None:
+    """2: why a latency is invalid, and everything measured beside the median."""
+    connection.exec_driver_sql("ALTER TABLE latencies ADD COLUMN invalid TEXT DEFAULT '' NOT NULL")
+    connection.exec_driver_sql("ALTER TABLE latencies ADD COLUMN details JSON DEFAULT '{}' NOT NULL")
+
+
+#: From version 1 to 2, from 2 to 3 and so on. A new database gets today's tables and none of these; an old one is brought
+#: forward by those it has not seen, and tests/test_store.py holds both to the same tables.
+UPGRADES: Final[tuple[Callable[[Connection], None], ...]] = (_latencies_have_details,)
+VERSION: Final = len(UPGRADES) + 1

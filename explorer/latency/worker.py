@@ -1,0 +1,209 @@
+"""A process that works for this one: what breaks it breaks nothing else.
+
+A sticky CUDA error, memory that runs out or a crash in native code ends the worker and is told as an error of the one call;
+the next call starts a fresh worker. A worker that is well lives on from call to call. It ends with its owner, also when
+that is killed, and when a call is past its deadline.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from typing import IO, Any, Final, TypeVar
+
+from explorer.errors import ExplorerError, MeasureError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Seconds for which the worker's last words are waited for.
+_CLOSE_S: Final = 5.0
+#: Lines of the worker's own output that a message about its end holds.
+_LAST_LINES: Final = 3
+_SERVE: Final = "from explorer.latency.worker import serve; serve()"
+#: TF32 off in every CUDA library: fp32 means fp32.
+_ENVIRONMENT: Final = {"NVIDIA_TF32_OVERRIDE": "0"}
+
+
+class Worker:
+    """One worker process, started at the first call. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._log: IO[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the living worker."""
+        return None if self._process is None else self._process.pid
+
+    def call(
+        self,
+        function: Callable[..., T],
+        *arguments: Any,
+        deadline_s: float | None = None,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> T:
+        """`function(*arguments, tell)` in the worker, where `tell(text)` reaches `on_event` here.
+
+        `function` is of a module's top level; arguments, result and errors travel pickled. Raises what it raises, and
+        MeasureError of kind `timeout` past `deadline_s` seconds, `out_of_memory` or `crash` where the worker died. After any
+        error the worker is replaced.
+        """
+        is_well = False
+        try:
+            connection = self._started()
+            connection.send((function, arguments))
+            result = self._answer(connection, deadline_s, on_event)
+            is_well = True
+        finally:
+            if not is_well:
+                self.close(kill=True)
+        return result  # type: ignore[no-any-return]
+
+    def close(self, *, kill: bool = False) -> None:
+        """Ends the worker."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            if not kill:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_CLOSE_S)
+            self._process.kill()
+            self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._connection = self._log = None
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: object, *details: object) -> None:
+        self.close(kill=kind is not None)
+
+    def _started(self) -> Connection:
+        if self._connection is not None and self._process is not None and self._process.poll() is None:
+            return self._connection
+        self.close(kill=True)
+        ours, theirs = Pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        theirs.close()
+        self._connection = ours
+        atexit.register(self.close)
+        return ours
+
+    def _answer(self, connection: Connection, deadline_s: float | None, on_event: Callable[[str], None]) -> Any:
+        until = None if deadline_s is None else time.monotonic() + deadline_s
+        while True:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not connection.poll(left):
+                raise MeasureError(f"not done after {deadline_s:.0f} s, the deadline of a measurement", "timeout")
+            try:
+                kind, content = connection.recv()
+            except (EOFError, ConnectionError):
+                raise self._death() from None
+            match kind:
+                case "event":
+                    on_event(content)
+                case "log":
+                    logging.getLogger(content[0]).log(content[1], content[2])
+                case "error":
+                    raise content
+                case _:
+                    return content
+
+    def _death(self) -> MeasureError:
+        assert self._process is not None
+        code = self._process.wait(_CLOSE_S)
+        said = self._last_lines()
+        if code == -signal.SIGKILL:
+            return MeasureError(
+                f"the measuring process was killed, as the system does when memory runs out{said}", "out_of_memory"
+            )
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return MeasureError(f"the measuring process crashed ({name}){said}", "crash")
+
+    def _last_lines(self) -> str:
+        assert self._log is not None
+        self._log.seek(0)
+        lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        return f": {' | '.join(lines[-_LAST_LINES:])}" if lines else ""
+
+
+class _Forwarded(logging.Handler):
+    """Log records of the library, told to the owner."""
+
+    def __init__(self, send: Callable[[tuple[str, Any]], None]) -> None:
+        super().__init__()
+        self.send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.send(("log", (record.name, record.levelno, record.getMessage())))
+
+
+def serve() -> None:
+    """What the worker runs: calls from the connection whose descriptor is its first argument, until that is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
+    descriptor, owner = int(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    connection = Connection(descriptor)
+    lock = threading.Lock()
+
+    def send(message: tuple[str, Any]) -> None:
+        with lock:
+            connection.send(message)
+
+    library = logging.getLogger("explorer")
+    library.addHandler(_Forwarded(send))
+    library.setLevel(logging.INFO)
+    library.propagate = False
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            message = ("result", function(*arguments, lambda text: send(("event", text))))
+        except BaseException as error:  # noqa: BLE001
+            message = ("error", _portable(error))
+        with suppress(BrokenPipeError):
+            send(message)
+
+
+def _end_with(owner: int) -> None:
+    """Ends this process soon after its owner, though native code may hold the main thread."""
+    while os.getppid() == owner:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error where it is one of ours; else a MeasureError that says it, of kind `out_of_memory` or `crash`."""
+    if isinstance(error, ExplorerError):
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(error))
+            return error
+    text = f"{type(error).__name__}: {error}".strip()
+    ran_out = isinstance(error, MemoryError) or "out of memory" in text.lower() or "allocate memory" in text
+    return MeasureError(text, "out_of_memory" if ran_out else "crash")

@@ -1,0 +1,66 @@
+"""Between rows of the tables and frozen facts. Columns hold what queries ask for; the rest of a latency is one JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+from explorer.arch import Arch
+from explorer.complexity import complexity_of
+from explorer.records import Epoch, Failure, Latency, Score
+from explorer.store import schema
+
+#: Fields of a Latency that have a column of their own; all others are kept under `details`.
+_COLUMNS: Final = frozenset(column.name for column in schema.latencies.columns) - {"details"}
+_TUPLES: Final = ("window_medians_ms", "rebuild_medians_ms", "remarks")
+
+
+def arch_values(arch: Arch) -> dict[str, Any]:
+    """The row of an architecture, in canonical form."""
+    arch, counts = arch.canonical(), complexity_of(arch)
+    return {
+        "arch_id": arch.id,
+        "name": arch.name,
+        "windows": list(arch.windows),
+        "shifts": list(arch.shifts),
+        "br": arch.br,
+        "depth3": arch.depth3,
+        "depths": list(arch.depths),
+        "embed_dim": arch.embed_dim,
+        "params_trainable": counts.params_trainable,
+        "params_deployed": counts.params_deployed,
+        "flops": counts.flops,
+        "fields": arch.to_dict(),
+    }
+
+
+def latency_values(latency: Latency) -> dict[str, Any]:
+    """The row of a latency."""
+    values = {key: list(value) if key in _TUPLES else value for key, value in asdict(latency).items()}
+    details = {key: value for key, value in values.items() if key not in _COLUMNS}
+    return {key: value for key, value in values.items() if key in _COLUMNS} | {"details": details}
+
+
+def latency_of(row: dict[str, Any]) -> Latency:
+    """A latency from its row; details that this version does not know are left out."""
+    known = {field.name for field in fields(Latency)}
+    values: dict[str, Any] = {**{key: value for key, value in row["details"].items() if key in known}, **row}
+    del values["details"]
+    for key in _TUPLES:
+        values[key] = tuple(values.get(key, ()))
+    return Latency(**values)
+
+
+def score_values(score: Score) -> dict[str, Any]:
+    """The row of a score."""
+    return {**asdict(score), "curve": [asdict(epoch) for epoch in score.curve]}
+
+
+def score_of(row: dict[str, Any]) -> Score:
+    """A score from its row."""
+    return Score(**{**row, "curve": tuple(Epoch(**epoch) for epoch in row["curve"])})
+
+
+def failure_of(row: dict[str, Any]) -> Failure:
+    """A failure from its row."""
+    return Failure(**row)
