@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu clean
 
 ## The main job on embedded data: search a tiny space, print the front, draw it.
 demo: $(VENV)/.installed
@@ -26,6 +26,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+## On a machine with an NVIDIA GPU: all GPU tests, the paper's ratios, the benchmarks; JSON into benchmarks/results/.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/on_gpu.py
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
@@ -41,4 +45,5 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps tensorrt-stubs    # for the names and signatures alone: the library is fetched from NVIDIA's own index
 	@touch $@

@@ -123,6 +123,14 @@ class Latency:
         """Latency over that of the reference, timed beside it."""
         return None if self.reference_ms is None else self.latency_ms / self.reference_ms
 
+    def ratio_to(self, base_id: str, base: Latency | None) -> float | None:
+        """Latency over that of the architecture `base_id`: as timed beside it where that was the reference, else over
+        `base`, its own on the same target; None where neither is known.
+        """
+        if self.reference_id == base_id and self.ratio is not None:
+            return self.ratio
+        return None if base is None else self.latency_ms / base.latency_ms
+
     @property
     def rebuild_spread(self) -> float | None:
         """(Largest - smallest) / smallest median over all engines built of this network; None where one was built."""

@@ -77,11 +77,12 @@ def arch_row(arch: Arch) -> Row:
 def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
     """An architecture's row with its accuracy (0..1), latency and speed-up against the base; None where unknown."""
     latency = candidate.latency
+    ratio = None if latency is None or base is None else latency.ratio_to(base.arch_id, base)
     return {
         **arch_row(candidate.arch),
         "accuracy": candidate.accuracy,
         **latency_fields(latency),
-        "speedup": _speedup(latency, base),
+        "speedup": None if ratio is None else 1 / ratio,
         "outcome": candidate.outcome,
         "reason": candidate.failure.message if candidate.failure else None,
     }
@@ -91,15 +92,6 @@ def latency_fields(latency: Latency | None) -> Row:
     """What a row holds of a latency."""
     names = ("latency_ms", "p95_ms", "cv", "is_stable", "invalid", "ratio")
     return {name: None if latency is None else getattr(latency, name) for name in names}
-
-
-def _speedup(latency: Latency | None, base: Latency | None) -> float | None:
-    """Against the base as it was timed beside the architecture, else against the base's own latency."""
-    if latency is None or base is None:
-        return None
-    if latency.ratio is not None and latency.reference_id == base.arch_id:
-        return 1 / latency.ratio
-    return base.latency_ms / latency.latency_ms
 
 
 def measuring(latencies: Sequence[Latency]) -> Row:

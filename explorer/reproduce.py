@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,7 +60,6 @@ def compare(
     accuracies: Mapping[str, float | None] | None = None,
     latencies: Mapping[str, Latency | None] | None = None,
     reference: Latency | None = None,
-    beside: Collection[str] = (),
     on_row: Callable[[PaperRow], None] = lambda row: None,
 ) -> list[Row]:
     """One row each: the paper's figures (`paper_...`, text or None) and ours; the two mappings are by arch id.
@@ -68,8 +67,8 @@ def compare(
     `params_difference` and `flops_difference`: ours over the paper's, less one. `onnx_tool_flops`: as `onnx-tool` counts
     them, None where it is not installed; takes seconds a row. `on_row` is called before each.
 
-    `ratio`: latency over Swin-B's, timed beside it where the arch id is in `beside`, else over its median in `latencies` or
-    in `reference`. `paper_tensorrt_ratio`, `paper_torch_ratio`: the same of the paper's, None where they cannot be read.
+    `ratio`: latency over Swin-B's, timed beside it where that was the reference, else over its median in `latencies` or in
+    `reference`. `paper_tensorrt_ratio`, `paper_torch_ratio`: the same of the paper's, None where they cannot be read.
     """
     reference = (latencies or {}).get(PRESETS[REFERENCE].id) or reference
     compared = []
@@ -92,7 +91,7 @@ def compare(
                 "latency_ms": None if latency is None else latency.latency_ms,
                 "is_stable": None if latency is None else latency.is_stable,
                 "invalid": latency.invalid or None if latency is not None else None,
-                "ratio": _ratio(latency, reference, is_beside=row.arch.id in beside),
+                "ratio": None if latency is None else latency.ratio_to(PRESETS[REFERENCE].id, reference),
                 "paper_tensorrt_ratio": row.tensorrt_ratio,
                 "paper_torch_ratio": row.torch_ratio,
                 "params_deployed": counts.params_deployed,
@@ -131,14 +130,6 @@ def onnx_tool_flops(arch: Arch) -> int | None:
     counted.graph.shape_infer(None)
     counted.graph.profile()
     return int(counted.graph.macs[0])
-
-
-def _ratio(latency: Latency | None, reference: Latency | None, *, is_beside: bool) -> float | None:
-    if latency is None:
-        return None
-    if is_beside and latency.ratio is not None:
-        return latency.ratio
-    return None if reference is None else latency.latency_ms / reference.latency_ms
 
 
 def _difference(ours: float, papers: float | None) -> float | None:

@@ -107,7 +107,6 @@ def _networks(
         accuracies=known.accuracies,
         latencies=known.latencies,
         reference=known.reference,
-        beside=known.beside,
         on_row=lambda row: console.note(f"counting {row.arch.name}"),
     )
     target, origin = known.target, known.origin
@@ -136,13 +135,12 @@ def _networks(
 class _Known:
     """What stands beside the paper's figures, by arch id, and where it comes from.
 
-    `reference`: the latency of Swin-B on the same target. `beside`: networks whose latency holds its ratio to Swin-B.
+    `reference`: the latency of Swin-B on the same target.
     """
 
     accuracies: dict[str, float | None] = field(default_factory=dict)
     latencies: dict[str, Latency | None] = field(default_factory=dict)
     reference: Latency | None = None
-    beside: frozenset[str] = frozenset()
     target: Target | None = None
     origin: dict[str, Any] | None = None
 
@@ -165,7 +163,6 @@ def _of_study(study: str, storage: str, target: Target | None) -> _Known:
             known,
             latencies={candidate.arch.id: candidate.latency for candidate in candidates},
             reference=store.latency(base.id, record.target_id),
-            beside=frozenset(one.arch.id for one in candidates if record.base_id == base.id),
             target=store.target(record.target_id),
         )
     finally:
@@ -189,6 +186,7 @@ def _measured(name: str, rows: tuple[PaperRow, ...], target: Target, storage: st
             target,
             reference=base if name in _WITH_RATIO else None,
             baseline_ms=reference.latency_ms if reference is not None and _is_valid(reference) else None,
+            cache_root=options.cache_root(),
         ) as measurer:
             for index, arch in enumerate(missing, 1):
                 console.note(f"{index}/{len(missing)} measuring {arch.name}")
@@ -201,8 +199,7 @@ def _measured(name: str, rows: tuple[PaperRow, ...], target: Target, storage: st
                 latencies[arch.id] = found
     finally:
         store.close()
-    beside = frozenset(arch.id for arch in missing) if name in _WITH_RATIO else frozenset()
-    return replace(known, latencies=latencies, reference=reference, beside=beside, target=target)
+    return replace(known, latencies=latencies, reference=reference, target=target)
 
 
 def _is_valid(latency: Latency | None) -> bool:

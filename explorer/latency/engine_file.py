@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from explorer import __version__
 from explorer.latency import environment, sees_gpu, trt_build
 from explorer.model import GRAPH_VERSION
 from explorer.model.deployment import Deployed
@@ -34,7 +33,7 @@ def write_engine(
     arch = deployed.arch
     built = trt_build.build(deployed.onnx_bytes, options, name=arch.name, deadline=deadline, on_event=on_event)
     metadata = {
-        "swinexplore": __version__,
+        "swinexplore": environment.version_of("swinexplore"),
         "graph_version": GRAPH_VERSION,
         "arch_id": arch.id,
         "name": arch.name,

@@ -46,8 +46,8 @@ class OrtRunner(HostTimed):
         try:
             self.session = onnxruntime.InferenceSession(
                 deployed.onnx_bytes,
-                _session_options(target),
-                providers=[(self.provider, _options(self.provider, target, cache))],
+                session_options(target),
+                providers=[(self.provider, provider_options(self.provider, target, cache))],
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise BuildError(f"{self.name}: ONNX Runtime does not load the graph: {error}", _kind_of(error)) from error
@@ -114,7 +114,8 @@ def require_provider(provider: str) -> None:
         )
 
 
-def _session_options(target: Target) -> Any:
+def session_options(target: Target) -> Any:
+    """What sessions for this target are opened with."""
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -125,7 +126,8 @@ def _session_options(target: Target) -> Any:
     return options
 
 
-def _options(provider: str, target: Target, cache: Cache | None) -> dict[str, str]:
+def provider_options(provider: str, target: Target, cache: Cache | None) -> dict[str, str]:
+    """What an execution provider is told; TF32 stays off, and nothing runs in a precision that was not asked for."""
     match provider:
         case "CUDAExecutionProvider":
             return {"device_id": "0", "use_tf32": "0"}

@@ -59,14 +59,14 @@ def _recorded(
     deployed: Deployed, target: Target, folder: Path, *, runs: int, seed: int
 ) -> tuple[list[Event], onnx.GraphProto]:
     """The profile's events, warm-up included, and the optimised graph without its weights."""
-    options = ort._session_options(target)
+    options = ort.session_options(target)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     name = ort.PROVIDERS[target.backend, target.device_kind]
-    provider = (name, ort._options(name, target, None))
+    provider = (name, ort.provider_options(name, target, None))
     try:
         session = onnxruntime.InferenceSession(deployed.onnx_bytes, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -164,7 +164,7 @@ class _Owners:
         waiting, seen = deque([node]), set()
         while waiting:
             for tensor in waiting.popleft().output:
-                owner = self.tensors.get(tensor)
+                owner = self.tensors.get(tensor.removeprefix(_UNCAST))
                 if owner is not None:
                     return owner
                 if tensor not in seen:
