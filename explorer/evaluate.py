@@ -188,6 +188,7 @@ class Evaluator:
         module = model.build(proxy, seed=plan.seed, drop_path=plan.recipe.drop_path)
         with environment.exclusive(plan.train_device):
             outcome = train(module, plan.recipe, split, seed=plan.seed, device=self.device, on_epoch=on_epoch)
+            _free_memory(self.device)
         host = {**environment.describe_host(), "device": plan.train_device}
         score = Score(
             **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=_now()
@@ -204,6 +205,14 @@ class Evaluator:
             data = load(info, **sizes, device=resting_device(info, **sizes, device=self.device))
             self._loaded = data.for_search(recipe.train_images, recipe.eval_images)
         return self._loaded
+
+
+def _free_memory(device: torch.device) -> None:
+    """What torch keeps of a GPU's memory for later is needed by the measuring worker."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _raise_known_failure(store: Store, key: str) -> None:

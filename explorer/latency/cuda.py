@@ -107,11 +107,10 @@ def _elapsed_ms(events: tuple[Any, Any]) -> float:
 
 
 def gpu_uuid() -> str:
-    """`GPU-...` of the GPU that torch uses, whatever CUDA_VISIBLE_DEVICES says; empty where torch sees none."""
+    """UUID of the GPU that torch uses, whatever CUDA_VISIBLE_DEVICES says, as torch tells it; empty where it sees none."""
     if not torch.cuda.is_available():
         return ""
-    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
 
 def compute_capability() -> str:

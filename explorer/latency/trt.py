@@ -201,7 +201,7 @@ def _plan(
         timing_cache=timings[0] if timings else None,
     )
     if not fresh:
-        cache.store("engine", key, built.plan, build_s=built.build_s, arch=deployed.arch.name)
+        cache.store("engine", key, built.plan, build_s=built.build_s, arch=deployed.arch.name, log=built.log)
         if built.timing_cache is not None:
             cache.store("timing", machine_key(), built.timing_cache)
     return built.plan, built.build_s

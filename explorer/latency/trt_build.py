@@ -76,12 +76,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Built:
-    """A serialized engine (`plan`), the seconds it took, the timing cache to keep and layers of the network before fusion."""
+    """A serialized engine (`plan`), the seconds it took, layers of the network before fusion, and what to keep: the timing
+    cache, and the last lines of TensorRT's log as (severity, message).
+    """
 
     plan: bytes
     build_s: float
     num_layers: int
     timing_cache: bytes | None
+    log: tuple[tuple[str, str], ...]
 
 
 class Log(trt.ILogger):
@@ -187,7 +190,8 @@ def build(
     if plan is None:
         raise _failure(name, log, is_late=progress.is_late, seconds=time.perf_counter() - start)
     new_cache = None if IS_RTX else bytes(memoryview(config.get_timing_cache().serialize()))
-    return Built(bytes(memoryview(plan)), time.perf_counter() - start, network.num_layers, new_cache)
+    seconds = time.perf_counter() - start
+    return Built(bytes(memoryview(plan)), seconds, network.num_layers, new_cache, tuple(log.lines))
 
 
 def compute_capabilities() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ that is killed, and when a call is past its deadline.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import pickle
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
@@ -27,7 +27,7 @@ from explorer.errors import ExplorerError, MeasureError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Seconds for which the worker's last words are waited for.
+#: Seconds for which a worker that closed its end is waited for.
 _CLOSE_S: Final = 5.0
 #: Lines of the worker's own output that a message about its end holds.
 _LAST_LINES: Final = 3
@@ -43,6 +43,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._log: IO[bytes] | None = None
+        self._end: Callable[[], object] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -65,39 +66,33 @@ class Worker:
         is_well = False
         try:
             connection = self._started()
-            connection.send((function, arguments))
-            result = self._answer(connection, deadline_s, on_event)
+            try:
+                connection.send((function, arguments))
+                result = self._answer(connection, deadline_s, on_event)
+            except (EOFError, ConnectionError):
+                raise self._death() from None
             is_well = True
         finally:
             if not is_well:
-                self.close(kill=True)
+                self.close()
         return result  # type: ignore[no-any-return]
 
-    def close(self, *, kill: bool = False) -> None:
-        """Ends the worker."""
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            if not kill:
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(_CLOSE_S)
-            self._process.kill()
-            self._process.wait()
-        if self._log is not None:
-            self._log.close()
-        self._process = self._connection = self._log = None
-        atexit.unregister(self.close)
+    def close(self) -> None:
+        """Ends the worker; the next call starts another."""
+        if self._end is not None:
+            self._end()
+        self._process = self._connection = self._log = self._end = None
 
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: object, *details: object) -> None:
-        self.close(kill=kind is not None)
+    def __exit__(self, *details: object) -> None:
+        self.close()
 
     def _started(self) -> Connection:
         if self._connection is not None and self._process is not None and self._process.poll() is None:
             return self._connection
-        self.close(kill=True)
+        self.close()
         ours, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -110,7 +105,8 @@ class Worker:
         )
         theirs.close()
         self._connection = ours
-        atexit.register(self.close)
+        # Also when nobody holds this any more, and when the interpreter ends.
+        self._end = weakref.finalize(self, _end, self._process, ours, self._log)
         return ours
 
     def _answer(self, connection: Connection, deadline_s: float | None, on_event: Callable[[str], None]) -> Any:
@@ -119,10 +115,7 @@ class Worker:
             left = None if until is None else max(0.0, until - time.monotonic())
             if not connection.poll(left):
                 raise MeasureError(f"not done after {deadline_s:.0f} s, the deadline of a measurement", "timeout")
-            try:
-                kind, content = connection.recv()
-            except (EOFError, ConnectionError):
-                raise self._death() from None
+            kind, content = connection.recv()
             match kind:
                 case "event":
                     on_event(content)
@@ -135,8 +128,12 @@ class Worker:
 
     def _death(self) -> MeasureError:
         assert self._process is not None
-        code = self._process.wait(_CLOSE_S)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_S)
+        code = self._process.poll()
         said = self._last_lines()
+        if code is None:
+            return MeasureError(f"the measuring process stopped answering{said}", "crash")
         if code == -signal.SIGKILL:
             return MeasureError(
                 f"the measuring process was killed, as the system does when memory runs out{said}", "out_of_memory"
@@ -149,6 +146,14 @@ class Worker:
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         return f": {' | '.join(lines[-_LAST_LINES:])}" if lines else ""
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes]) -> None:
+    """Kills a worker: what it had to keep is kept."""
+    connection.close()
+    process.kill()
+    process.wait()
+    log.close()
 
 
 class _Forwarded(logging.Handler):

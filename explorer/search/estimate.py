@@ -15,8 +15,8 @@ from explorer.store import Store
 _RATES: Final = {"cpu": (30e9, 6e9), "cuda": (3e12, 2e11)}
 #: Building, exporting, checking and loading a network: seconds, and seconds per parameter.
 _PREPARE_S: Final = (0.5, 7e-8)
-#: Inferences of one measurement, warm-up included, and the least seconds that it takes.
-_MEASURE_RUNS, _MEASURE_LEAST_S = 30, 0.7
+#: Inferences of one measurement, warm-up and those of the reference included, and the least seconds that it takes.
+_MEASURE_RUNS, _MEASURE_LEAST_S = 70, 2.5
 
 
 @dataclass(frozen=True)
