@@ -29,7 +29,8 @@ PLOT_SUFFIXES: Final = (".png", ".html")
 #: Columns of the CSV and of the wide tables, in order.
 COLUMNS: Final = (
     "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms", "p95_ms", "cv",
-    "is_stable", "invalid", "ratio", "speedup", "params_trainable", "params_deployed", "flops", "outcome", "reason",
+    "is_stable", "invalid", "ratio", "reference_drift", "speedup", "params_trainable", "params_deployed", "flops",
+    "outcome", "reason",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -90,7 +91,7 @@ def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
 
 def latency_fields(latency: Latency | None) -> Row:
     """What a row holds of a latency."""
-    names = ("latency_ms", "p95_ms", "cv", "is_stable", "invalid", "ratio")
+    names = ("latency_ms", "p95_ms", "cv", "is_stable", "invalid", "ratio", "reference_drift", "rebuild_spread")
     return {name: None if latency is None else getattr(latency, name) for name in names}
 
 

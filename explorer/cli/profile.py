@@ -39,7 +39,7 @@ def profile(
         backend, device=device, precision=options.precision_of(precision), batch=batch, image_size=arch.image_size
     )
     console.note(why)
-    profiled = profile_arch(arch, target)
+    profiled = profile_arch(arch, target, cache_root=options.cache_root())
     if as_json:
         console.json_document({"name": arch.name, "target": asdict(target), **profiled.to_dict()})
         return

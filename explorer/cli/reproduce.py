@@ -70,7 +70,7 @@ def _shares(name: str, target: Target | None, *, as_json: bool) -> None:
         from explorer.latency.profile import profile_arch
 
         console.note(f"profiling {REFERENCE}")
-        profiled = profile_arch(PRESETS[REFERENCE], target)
+        profiled = profile_arch(PRESETS[REFERENCE], target, cache_root=options.cache_root())
     rows = library.shares(profiled)
     if as_json:
         content = {"table": name, "name": REFERENCE, "target": asdict(target) if target else None, "rows": rows}

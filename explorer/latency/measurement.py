@@ -96,7 +96,7 @@ def open_runner(
         case "onnxruntime" | "onnxruntime-tensorrt":
             from explorer.latency.ort import OrtRunner
 
-            return OrtRunner(deployed, target, seed, cache=cache)
+            return OrtRunner(deployed, target, seed)
         case "torch" | "torch-compile":
             from explorer.latency.torch_module import TorchRunner
 

@@ -108,7 +108,7 @@ class _Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.cache = Cache(settings.cache_root) if settings.target.backend != "torch" else None
+        self.cache = Cache(settings.cache_root) if settings.target.backend == "tensorrt" else None
         self.reference: Reference | None = None
         self.why_no_reference = ""
 

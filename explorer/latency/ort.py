@@ -12,7 +12,6 @@ import numpy as np
 
 from explorer.errors import BackendMissing, BuildError, MeasureError
 from explorer.latency.base import Facts, HostTimed
-from explorer.latency.cache import Cache
 from explorer.model.deployment import Deployed
 from explorer.records import Target
 
@@ -34,10 +33,11 @@ PROVIDERS: Final = {
 class OrtRunner(HostTimed):
     """A session with a random input of the graph's type, on the device; see `latency.base.Runner`.
 
-    Timed by the host: a call returns when its output is there. `cache`: where the TensorRT provider keeps its engines.
+    Timed by the host: a call returns when its output is there. The TensorRT provider builds its engine anew every time: files
+    that it keeps would be loaded without a look at their digest.
     """
 
-    def __init__(self, deployed: Deployed, target: Target, seed: int, *, cache: Cache | None = None) -> None:
+    def __init__(self, deployed: Deployed, target: Target, seed: int) -> None:
         assert deployed.onnx_bytes is not None
         self.name, self.device = deployed.arch.name, target.device_kind
         self.provider = PROVIDERS[target.backend, target.device_kind]
@@ -47,7 +47,7 @@ class OrtRunner(HostTimed):
             self.session = onnxruntime.InferenceSession(
                 deployed.onnx_bytes,
                 session_options(target),
-                providers=[(self.provider, provider_options(self.provider, target, cache))],
+                providers=[(self.provider, provider_options(self.provider, target))],
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise BuildError(f"{self.name}: ONNX Runtime does not load the graph: {error}", _kind_of(error)) from error
@@ -126,14 +126,12 @@ def session_options(target: Target) -> Any:
     return options
 
 
-def provider_options(provider: str, target: Target, cache: Cache | None) -> dict[str, str]:
+def provider_options(provider: str, target: Target) -> dict[str, str]:
     """What an execution provider is told; TF32 stays off, and nothing runs in a precision that was not asked for."""
     match provider:
         case "CUDAExecutionProvider":
             return {"device_id": "0", "use_tf32": "0"}
         case "TensorrtExecutionProvider":
-            folder = str((cache or Cache()).root)
-            engines = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder, "trt_timing_cache_enable": "1"}
-            return {"device_id": "0", "trt_fp16_enable": str(int(target.precision == "fp16")), **engines}
+            return {"device_id": "0", "trt_fp16_enable": str(int(target.precision == "fp16"))}
         case _:
             return {}

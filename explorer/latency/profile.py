@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ import numpy as np
 from explorer.arch import NUM_STAGES, Arch
 from explorer.errors import BackendMissing, MeasureError
 from explorer.latency import environment, needs_graph
+from explorer.latency.cache import Cache
 from explorer.latency.measurement import open_runner
 from explorer.latency.measurer import deployed_for
 from explorer.model.onnx_writer import role_of
@@ -142,18 +144,23 @@ def profiled_role(node: str) -> str:
     return "patch_embed.norm" if node.startswith("patch_embed.norm") else role_of(node)
 
 
-def profile_arch(arch: Arch, target: Target, *, runs: int = RUNS, seed: int = 0) -> Profile:
+def profile_arch(
+    arch: Arch, target: Target, *, runs: int = RUNS, seed: int = 0, cache_root: Path | None = None
+) -> Profile:
     """Builds `arch` with scattered weights, deploys it as the target's backend needs it and profiles it.
 
     The device is held exclusively meanwhile. Raises BackendMissing, and what `deployed_for` and `profile` raise.
     """
     _require_profiler(target)
     deployed = deployed_for(arch, target, seed=seed)
+    cache = Cache(cache_root) if target.backend == "tensorrt" else None
     with environment.exclusive(target.device_kind):
-        return profile(deployed, target, runs=runs, seed=seed)
+        return profile(deployed, target, runs=runs, seed=seed, cache=cache)
 
 
-def profile(deployed: Deployed, target: Target, *, runs: int = RUNS, seed: int = 0) -> Profile:
+def profile(
+    deployed: Deployed, target: Target, *, runs: int = RUNS, seed: int = 0, cache: Cache | None = None
+) -> Profile:
     """Profiles `runs` inferences of `deployed` on `target`, on the input that its latency is measured with.
 
     The module of `deployed` is not changed. Takes seconds. Raises BackendMissing where the backend's kernels cannot be told
@@ -161,7 +168,7 @@ def profile(deployed: Deployed, target: Target, *, runs: int = RUNS, seed: int =
     """
     assert runs >= 1
     _require_profiler(target)
-    plain_ms = _plain_ms(deployed, target, seed)
+    plain_ms = _plain_ms(deployed, target, seed, cache)
     match target.backend:
         case "onnxruntime":
             from explorer.latency.profile_ort import profile_onnxruntime
@@ -175,7 +182,7 @@ def profile(deployed: Deployed, target: Target, *, runs: int = RUNS, seed: int =
             from explorer.latency.profile_trt import parts_of_layers
             from explorer.latency.trt import layer_times
 
-            parts, remarks = parts_of_layers(*layer_times(deployed, target, runs=runs, seed=seed))
+            parts, remarks = parts_of_layers(*layer_times(deployed, target, runs=runs, seed=seed, cache=cache))
         case other:
             raise AssertionError(f"no backend {other}")
     if not sum(part.ms for part in parts) > 0:
@@ -193,9 +200,9 @@ def _require_profiler(target: Target) -> None:
         )
 
 
-def _plain_ms(deployed: Deployed, target: Target, seed: int) -> float:
+def _plain_ms(deployed: Deployed, target: Target, seed: int, cache: Cache | None) -> float:
     """Median of a few runs without a profiler, timed as a latency is, in milliseconds."""
-    runner = open_runner(deployed, target, seed)
+    runner = open_runner(deployed, target, seed, cache=cache)
     try:
         for _ in range(WARM_UP_RUNS):
             runner.run()

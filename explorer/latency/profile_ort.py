@@ -66,7 +66,7 @@ def _recorded(
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     name = ort.PROVIDERS[target.backend, target.device_kind]
-    provider = (name, ort.provider_options(name, target, None))
+    provider = (name, ort.provider_options(name, target))
     try:
         session = onnxruntime.InferenceSession(deployed.onnx_bytes, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
