@@ -1,21 +1,28 @@
-"""The search on real parts: a small space, real measurements, real trainings, a real SQLite file."""
+"""The search on real parts: a small space, real trainings, a real SQLite file; measurements, where the search's own rules
+are tested, by arithmetic.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
 from explorer import evaluate, latency, search
+from explorer.arch import Arch, parse_name
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan
-from explorer.records import Candidate, Latency
+from explorer.latency.measurer import DEADLINE_S
+from explorer.records import Candidate, Latency, Score, Target
 from explorer.search import Progress
-from explorer.search.sampling import SAMPLERS, Proposer
+from explorer.search.sampling import SAMPLERS, Proposer, distributions
 from explorer.space import Space
 from explorer.store import Store
 from explorer.training.data import describe
@@ -47,36 +54,88 @@ def plan(space: Space, tmp_path: Path) -> Plan:
     return Plan(target, space.proxy_scale, RECIPE, few)
 
 
+def by_arithmetic(arch: Arch) -> float:
+    return 1.0 + arch.depth3 + sum(arch.windows) / 100 - arch.br / 2
+
+
+@dataclass
+class Bench:
+    """Where every measurer of a test measures: by arithmetic, in this process. `why_not` may say what to raise instead."""
+
+    measured: list[str] = field(default_factory=list)
+    opened: list[dict[str, Any]] = field(default_factory=list)
+    num_closed: int = 0
+    why_not: Callable[[Arch], Exception | None] = lambda arch: None
+
+    def __call__(self, target: Target, **settings: Any) -> BenchMeasurer:
+        self.opened.append(settings)
+        return BenchMeasurer(self, target)
+
+
+class BenchMeasurer:
+    """In place of `evaluate.Measurer`, which would start a process."""
+
+    def __init__(self, bench: Bench, target: Target) -> None:
+        self.bench, self.target = bench, target
+        self.on_event: Callable[[str], None] = lambda text: None
+
+    def measure(self, arch: Arch) -> Latency:
+        self.bench.measured.append(arch.id)
+        self.on_event("timing")
+        if (error := self.bench.why_not(arch)) is not None:
+            raise error
+        ms = by_arithmetic(arch)
+        return Latency(arch.id, self.target.id, ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
+
+    def close(self) -> None:
+        self.bench.num_closed += 1
+
+
 @pytest.fixture
-def fast_measurement(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Latencies by arithmetic, for tests of the search's own rules; the ids in the order they were measured."""
-    measured: list[str] = []
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    found = Bench()
+    monkeypatch.setattr(evaluate, "Measurer", found)
+    return found
 
-    def by_flops(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
-        measured.append(arch.id)
-        ms = 1.0 + arch.depth3 + sum(arch.windows) / 100 - arch.br / 2
-        return Latency(arch.id, target.id, ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
 
-    monkeypatch.setattr(evaluate, "measure_arch", by_flops)
-    yield measured
+@pytest.fixture
+def fast_measurement(bench: Bench) -> list[str]:
+    """The ids in the order they were measured, by arithmetic."""
+    return bench.measured
+
+
+@pytest.fixture
+def real(plan: Plan, tmp_path: Path) -> Iterator[Evaluator]:
+    """Measures in a worker."""
+    with Evaluator(plan, cache_root=tmp_path / "cache") as evaluator:
+        yield evaluator
 
 
 def optuna_trials(store: Store, name: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=name, storage=store.url).trials
 
 
-def test_study_holds_as_many_different_architectures_as_asked(space: Space, plan: Plan, store: Store) -> None:
-    record = search.run(space, Evaluator(plan), store, trials=4)
+def test_study_holds_as_many_different_architectures_as_asked(
+    space: Space, plan: Plan, store: Store, real: Evaluator
+) -> None:
+    """The one whole search that really measures: base, candidates beside it, training, front."""
+    record = search.run(space, real, store, trials=3)
     candidates = store.candidates(record)
-    assert len({candidate.arch.id for candidate in candidates}) == 4
-    assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
+    assert len({candidate.arch.id for candidate in candidates}) == 3
+    assert [candidate.outcome for candidate in candidates] == ["complete"] * 3
     assert candidates[0].arch == space.base
     assert all(
         c.latency_ms and c.latency_ms > 0 and c.accuracy is not None and 0 <= c.accuracy <= 1 for c in candidates
     )
-    front = store.fronts(record.name)[-1]
-    assert set(front.arch_ids) <= {candidate.arch.id for candidate in candidates}
-    assert 0 <= front.hypervolume < 1
+    measured = [candidate.latency for candidate in candidates if candidate.latency is not None]
+    assert {one.reference_id for one in measured} == {space.base.id}, "each is timed beside the base"
+    assert measured[0].ratio == 1.0
+    assert all(one.ratio and one.reference_drift is not None for one in measured[1:])
+    assert all(one.environment["versions"]["onnxruntime"] == plan.target.backend_version for one in measured)
+    may_stand = {candidate.arch.id for candidate in candidates if candidate.may_stand_on_front}
+    for front in store.fronts(record.name)[-1:]:
+        assert set(front.arch_ids) <= may_stand
+        assert 0 <= front.hypervolume < 1
 
 
 def test_optuna_sees_one_complete_trial_per_architecture_with_named_objectives(
@@ -165,29 +224,143 @@ def test_raised_latency_limit_trains_what_was_gated(
 
 
 def test_failing_architecture_is_kept_with_its_reason_and_the_study_goes_on(
-    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+    space: Space, plan: Plan, store: Store, bench: Bench
 ) -> None:
-    measured = evaluate.measure_arch
-    tries: list[str] = []
-
-    def failing(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
-        if arch.br:
-            tries.append(arch.id)
-            raise MeasureError(f"{arch.name}: the device caught fire")
-        return measured(arch, target, seed=seed)
-
-    monkeypatch.setattr(evaluate, "measure_arch", failing)
+    bench.why_not = lambda arch: MeasureError(f"{arch.name}: the device caught fire") if arch.br else None
     record = search.run(space, Evaluator(plan), store, trials=space.architectures)
     candidates = store.candidates(record)
     failed = [candidate for candidate in candidates if candidate.outcome == "failed"]
     assert {candidate.arch.br for candidate in failed} == {True}
-    assert len(failed) == sum(arch.br for arch in space.archs()) == len(tries)
+    assert len(failed) == sum(arch.br for arch in space.archs())
     assert all(c.failure and "caught fire" in c.failure.message and c.failure.kind == "measure" for c in failed)
     trials = optuna_trials(store, record.name)
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert sum(trial.constraints.get("failed", 0) > 0 for trial in trials) == len(failed)
     search.run(space, Evaluator(plan), store, trials=space.architectures, study="another")
-    assert len(tries) == len(failed), "a failure that will happen again is not tried again"
+    assert len(bench.measured) == space.architectures, "a failure that will happen again is not tried again"
+
+
+@pytest.mark.parametrize("kind", ["timeout", "crash", "out_of_memory"])
+def test_end_of_the_measuring_process_is_a_failure_of_that_architecture_alone(
+    kind: str, space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    bench.why_not = lambda arch: MeasureError("it is gone", kind) if len(bench.measured) == 2 else None
+    record = search.run(space, Evaluator(plan), store, trials=4)
+    candidates = store.candidates(record)
+    assert [candidate.outcome for candidate in candidates] == ["complete", "failed", "complete", "complete"]
+    failure = candidates[1].failure
+    assert failure is not None
+    assert (failure.kind, failure.message) == (kind, "it is gone")
+    assert candidates[1].arch.id not in store.fronts(record.name)[-1].arch_ids
+    assert len(bench.opened) == 1, "the measurer is kept: it starts another worker by itself"
+
+
+def children_of(pid: int) -> set[int]:
+    """Living processes whose parent is `pid`."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == pid and state != "Z":
+                found.add(int(entry.name))
+    return found
+
+
+def test_killed_worker_fails_its_architecture_and_the_study_goes_on(
+    space: Space, store: Store, real: Evaluator
+) -> None:
+    before = children_of(os.getpid())
+    killed: list[str] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.kind == "detail" and progress.num_done == 1 and not killed and progress.arch:
+            (worker,) = children_of(os.getpid()) - before
+            os.kill(worker, signal.SIGKILL)
+            killed.append(progress.arch.id)
+
+    record = search.run(space, real, store, trials=3, on_progress=kill)
+    candidates = store.candidates(record)
+    assert [candidate.outcome for candidate in candidates] == ["complete", "failed", "complete"]
+    assert [candidates[1].arch.id] == killed
+    failure = candidates[1].failure
+    assert failure is not None
+    assert failure.kind == "out_of_memory"
+    assert "the measuring process was killed" in failure.message
+    assert {trial.state.name for trial in optuna_trials(store, record.name)} == {"COMPLETE"}
+    real.close()
+    assert children_of(os.getpid()) == before, "no worker is left"
+
+
+def test_deadline_of_a_measurement_is_a_failure_of_its_architecture(
+    space: Space, plan: Plan, store: Store, tmp_path: Path
+) -> None:
+    """Shorter than the start of a worker, so that it is always passed."""
+    with Evaluator(plan, cache_root=tmp_path / "cache", deadline_s=0.05) as evaluator:
+        record = search.run(space, evaluator, store, trials=2)
+    failures = [candidate.failure for candidate in store.candidates(record)]
+    assert [failure.kind if failure else None for failure in failures] == ["timeout"] * 2
+    assert not store.fronts(record.name)
+
+
+# -- the measurer -----------------------------------------------------------------------------------------------------
+
+
+def test_one_measurer_serves_a_search_and_is_told_what_was_asked(
+    space: Space, plan: Plan, store: Store, bench: Bench, tmp_path: Path
+) -> None:
+    with Evaluator(replace(plan, seed=3), rebuilds=4, deadline_s=30.0, cache_root=tmp_path) as evaluator:
+        search.run(space, evaluator, store, trials=5)
+        assert (len(bench.opened), bench.num_closed) == (1, 0)
+    assert bench.num_closed == 1
+    told = {"reference": space.base, "baseline_ms": None, "seed": 3, "rebuilds": 4, "deadline_s": 30.0}
+    assert bench.opened == [{**told, "cache_root": tmp_path}]
+
+
+def test_measurer_counts_drift_from_the_base_models_own_latency(
+    space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    for trials in (2, 3):
+        with Evaluator(plan) as evaluator:
+            search.run(space, evaluator, store, trials=trials)
+    assert [settings["baseline_ms"] for settings in bench.opened] == [None, by_arithmetic(space.base)]
+    assert [settings["deadline_s"] for settings in bench.opened] == [DEADLINE_S] * 2
+
+
+def test_search_that_knows_all_opens_no_measurer(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    for _ in range(2):
+        with Evaluator(plan) as evaluator:
+            search.run(space, evaluator, store, trials=3)
+    assert (len(bench.opened), bench.num_closed) == (1, 1)
+
+
+def test_measurer_is_closed_when_a_search_breaks_off(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    bench.why_not = lambda arch: ParityError("the graph is wrong")
+    with pytest.raises(ParityError), Evaluator(plan) as evaluator:
+        search.run(space, evaluator, store, trials=3)
+    assert bench.num_closed == 1
+
+
+def test_what_a_measurement_is_doing_is_told_with_its_architecture(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    events: list[Progress] = []
+    search.run(space, Evaluator(plan), store, trials=2, on_progress=events.append)
+    details = [event for event in events if event.kind == "detail"]
+    assert [event.arch.id for event in details if event.arch] == fast_measurement
+    assert {(event.step, event.message) for event in details} == {("measuring", "timing")}
+
+
+def test_architecture_is_measured_once_in_a_worker_of_its_own(plan: Plan) -> None:
+    before = children_of(os.getpid())
+    arch = parse_name("Swin-E16x1.1.1.1-R56-P1-N10")
+    found = evaluate.measure_arch(arch, plan.target, seed=1)
+    assert (found.arch_id, found.target_id) == (arch.id, plan.target.id)
+    assert 0 < found.min_ms <= found.latency_ms
+    assert (found.reference_id, found.ratio) == ("", None)
+    assert children_of(os.getpid()) == before
 
 
 def test_training_that_diverges_is_a_result_not_a_crash(
@@ -214,7 +387,7 @@ def test_sampler_learns_to_avoid_what_fails() -> None:
             outcomes.append(arch.windows[0] == 14)
             ms = float(arch.depth3 + sum(arch.windows))
             measured = Latency(arch.id, "t", ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
-            score = evaluate.Score(arch.id, "r", "d", 1, 0, 0.5 + sum(arch.windows) / 100, 0.0)
+            score = Score(arch.id, "r", "d", 1, 0, 0.5 + sum(arch.windows) / 100, 0.0)
             works = Candidate(arch, "complete", measured, score)
             proposer.learn(Candidate(arch, "failed") if outcomes[-1] else works)
         shares.append(sum(outcomes[-40:]) / 40)
@@ -249,21 +422,17 @@ def test_stale_running_trial_of_a_killed_search_is_closed(
     record = search.run(space, Evaluator(plan), store, trials=2)
     study = optuna.load_study(study_name=record.name, storage=store.url)
     study.enqueue_trial(space.point(next(a for a in space.archs() if a.id not in fast_measurement)) or {})
-    running = study.ask(search.distributions(space))
+    running = study.ask(distributions(space))
     search.run(space, Evaluator(plan), store, trials=3)
     assert optuna_trials(store, record.name)[running.number].state.name == "FAIL"
     assert store.candidates(record)[2].arch == space.arch(running.params)
 
 
 def test_bug_of_ours_stops_the_study_and_keeps_what_was_finished(
-    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+    space: Space, plan: Plan, store: Store, bench: Bench
 ) -> None:
     record = search.run(space, Evaluator(plan), store, trials=2)
-
-    def broken(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
-        raise ParityError("the graph is wrong")
-
-    monkeypatch.setattr(evaluate, "measure_arch", broken)
+    bench.why_not = lambda arch: ParityError("the graph is wrong")
     with pytest.raises(ParityError):
         search.run(space, Evaluator(plan), store, trials=4)
     assert len(store.candidates(record)) == 2
@@ -418,19 +587,30 @@ def test_killed_between_our_tables_and_optunas_the_trial_is_completed(
 
 
 def test_memory_that_runs_out_fails_the_architecture_not_the_study(
-    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+    space: Space, plan: Plan, store: Store, bench: Bench
 ) -> None:
-    measured = evaluate.measure_arch
-
-    def failing(arch: evaluate.Arch, target: evaluate.Target, *, seed: int = 0) -> Latency:
-        if arch.br:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return measured(arch, target, seed=seed)
-
-    monkeypatch.setattr(evaluate, "measure_arch", failing)
+    ran_out = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    bench.why_not = lambda arch: RuntimeError(ran_out) if arch.br else None
     record = search.run(space, Evaluator(plan), store, trials=space.architectures)
     kinds = {c.arch.br: c.failure.kind if c.failure else None for c in store.candidates(record)}
     assert kinds == {False: None, True: "out_of_memory"}
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value"),
+    [("precision", "fp16"), ("batch", 4), ("backend_version", "0.1"), ("threads", 64), ("device", "Another CPU")],
+)
+def test_study_of_another_environment_is_refused_by_what_differs(
+    field_name: str, value: Any, space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=2, study="mine")
+    other = replace(plan, target=replace(plan.target, **{field_name: value}))
+    here = getattr(plan.target, field_name)
+    with pytest.raises(StoreError) as refusal:
+        search.run(space, Evaluator(other), store, trials=3, study="mine")
+    assert f"target.{field_name}: {here!r} there, {value!r} here" in str(refusal.value)
+    assert len(fast_measurement) == 2
+    assert len(store.candidates(store.study("mine"))) == 2
 
 
 def test_failure_before_anything_worked_is_told_bad_values(space: Space) -> None:

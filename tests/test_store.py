@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from typer.testing import CliRunner
 
+from explorer import evaluate, latency
 from explorer.arch import PRESETS, Arch
+from explorer.cli import app
 from explorer.errors import StoreError
 from explorer.records import (
     Candidate,
@@ -24,7 +31,7 @@ from explorer.records import (
     Target,
     latency_key,
 )
-from explorer.store import Store, exists, storage_url
+from explorer.store import Store, exists, schema, storage_url
 
 TARGET = Target("onnxruntime", "1.0", "fp32", 1, 224, "cpu", "A processor", "", 2, 1)
 ARCH = PRESETS["Swin-T"]
@@ -33,6 +40,15 @@ SCORE = Score(
     ARCH.id, "r1-x", "d1-x", 3, 0, 0.75, 9.0, (Epoch(1, 2.0, None, 3.0), Epoch(2, 1.0, 0.75, 3.0)), {}, "2026"
 )
 STUDY = StudyRecord("one", {"space": {"depth3": [1]}}, TARGET.id, "r1-x", "d1-x", ARCH.id, 0)
+
+
+FULL = replace(
+    LATENCY, invalid="the GPU was hot", remarks=("power cap reached", "no CUDA graph"), p90_ms=2.8, p99_ms=3.4, isolated_ms=2.9,
+    no_graph_ms=2.7, images_per_s=399.5, engine_bytes=2**40, build_s=61.5, peak_memory_bytes=2**33, reference_id="a1-base",
+    reference_ms=5.0, reference_drift=-0.012, rebuild_medians_ms=(2.5, 2.75),
+)  # fmt: skip
+#: What the released version with schema 1 wrote: the study "old" of three architectures, with Optuna's tables.
+VERSION_1 = Path(__file__).parent / "golden" / "store-v1.sql"
 
 
 def add_study(store: Store, name: str = "one") -> StudyRecord:
@@ -53,10 +69,63 @@ def test_facts_read_back_as_they_were_written(store: Store) -> None:
     assert store.arch(ARCH.id) == ARCH
 
 
-def test_fact_that_is_there_is_never_changed(store: Store) -> None:
+def test_every_field_of_a_latency_reads_back(store: Store) -> None:
+    assert all(getattr(FULL, field.name) not in ("", (), None) for field in fields(Latency)), "FULL lacks a field"
+    store.add_latency(ARCH, TARGET, FULL)
+    assert store.latency(ARCH.id, TARGET.id) == FULL
+    study = add_study(store)
+    store.add_member("one", Candidate(ARCH, "gated", FULL), ScoreKey("p", "r1-x", "d1-x", 3, 0))
+    assert [candidate.latency for candidate in store.candidates(study)] == [FULL]
+
+
+def test_details_that_a_later_version_may_add_are_left_out(store: Store) -> None:
     store.add_latency(ARCH, TARGET, LATENCY)
-    store.add_latency(ARCH, TARGET, replace(LATENCY, latency_ms=99.0))
-    assert store.latency(ARCH.id, TARGET.id) == LATENCY
+    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+        connection.execute("""UPDATE latencies SET details = '{"of_the_future": [1], "p90_ms": 2.75}'""")
+    connection.close()
+    assert store.latency(ARCH.id, TARGET.id) == replace(LATENCY, p90_ms=2.75)
+
+
+def test_fact_that_is_there_is_never_changed(store: Store) -> None:
+    later = (
+        replace(LATENCY, latency_ms=99.0),
+        replace(LATENCY, latency_ms=1.0, invalid="other processes kept 2.0 CPUs busy"),
+        replace(LATENCY, latency_ms=2.0, is_stable=False),
+    )
+    unstable = replace(LATENCY, is_stable=False, remarks=("power cap reached",))
+    store.add_latency(ARCH, TARGET, unstable)
+    for latency_of_another_time in later:
+        store.add_latency(ARCH, TARGET, latency_of_another_time)
+        assert store.latency(ARCH.id, TARGET.id) == unstable
+    store.add_score(ARCH, {"epochs": 3}, SCORE)
+    store.add_score(ARCH, {"epochs": 3}, replace(SCORE, accuracy=0.1))
+    assert store.score(ScoreKey(ARCH.id, "r1-x", "d1-x", 3, 0)) == SCORE
+
+
+def test_invalid_latency_is_replaced_as_a_whole(store: Store) -> None:
+    still_invalid = replace(LATENCY, latency_ms=7.0, invalid="clocks were lowered")
+    for found in (FULL, still_invalid, LATENCY):
+        store.add_latency(ARCH, TARGET, found)
+        assert store.latency(ARCH.id, TARGET.id) == found
+    store.add_latency(ARCH, TARGET, FULL)
+    assert store.latency(ARCH.id, TARGET.id) == LATENCY, "a valid one stays"
+
+
+def test_invalid_latency_on_another_target_is_another_fact(store: Store) -> None:
+    other = replace(TARGET, precision="fp16")
+    store.add_latency(ARCH, TARGET, FULL)
+    store.add_latency(ARCH, other, replace(FULL, target_id=other.id))
+    store.add_latency(ARCH, other, replace(LATENCY, target_id=other.id))
+    assert store.latency(ARCH.id, TARGET.id) == FULL
+
+
+def test_validity_can_be_asked_for_in_sql(store: Store) -> None:
+    store.add_latency(ARCH, TARGET, FULL)
+    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
+        ((invalid, details),) = connection.execute("SELECT invalid, details FROM latencies").fetchall()
+    connection.close()
+    assert invalid == "the GPU was hot"
+    assert json.loads(details)["rebuild_medians_ms"] == [2.5, 2.75]
 
 
 @pytest.mark.parametrize("field", ["arch_id", "recipe_id", "data_id", "epochs", "seed"])
@@ -159,13 +228,232 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> 
     assert file.read_bytes() == before
 
 
-def test_newer_schema_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "new.db"
-    Store.open(str(file), create=True).close()
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("version", [schema.VERSION + 1, 99])
+def test_newer_schema_is_refused_and_nothing_is_written(version: int, create: bool, tmp_path: Path) -> None:
+    file = load_version_1(tmp_path)
     with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE explorer_version SET version = 99")
-    with pytest.raises(StoreError, match="version 99 is newer"):
-        Store.open(str(file))
+        connection.execute("UPDATE explorer_version SET version = ?", (version,))
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match=rf"version {version} is newer than {schema.VERSION}.*pip install --upgrade"):
+        Store.open(str(file), create=create)
+    assert file.read_bytes() == before
+    result = CliRunner().invoke(app, ["pareto", "--storage", str(file)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"schema version {version} is newer" in result.stderr
+    assert file.read_bytes() == before
+
+
+# -- a database of schema version 1 -----------------------------------------------------------------------------------
+
+
+def load_version_1(folder: Path) -> Path:
+    file = folder / "old.db"
+    connection = sqlite3.connect(file)
+    connection.executescript(VERSION_1.read_text())
+    connection.close()
+    return file
+
+
+def tables_of(file: Path) -> dict[str, Any]:
+    """Columns (name, type, not null, default, place in the key) and foreign keys of our tables, whatever their order."""
+    connection = sqlite3.connect(file)
+    found = {
+        table: (
+            {tuple(row[1:]) for row in connection.execute(f"PRAGMA table_info({table})")},
+            {tuple(row[2:]) for row in connection.execute(f"PRAGMA foreign_key_list({table})")},
+            {(row[2], row[3]) for row in connection.execute(f"PRAGMA index_list({table})")},
+        )
+        for table in schema.metadata.tables
+    }
+    connection.close()
+    assert all(columns for columns, _, _ in found.values())
+    return found
+
+
+def version_of(file: Path) -> list[tuple[int]]:
+    connection = sqlite3.connect(file)
+    versions = connection.execute("SELECT version FROM explorer_version").fetchall()
+    connection.close()
+    return versions
+
+
+def test_old_database_gets_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    old, new = load_version_1(tmp_path), tmp_path / "new.db"
+    assert version_of(old) == [(1,)]
+    Store.open(str(old)).close()
+    Store.open(str(new), create=True).close()
+    assert version_of(old) == version_of(new) == [(schema.VERSION,)]
+    assert tables_of(old) == tables_of(new)
+    before = old.read_bytes()
+    Store.open(str(old), create=True).close()
+    assert old.read_bytes() == before, "brought forward once"
+
+
+def test_old_database_keeps_its_facts(tmp_path: Path) -> None:
+    file = load_version_1(tmp_path)
+    connection = sqlite3.connect(file)
+    connection.row_factory = sqlite3.Row
+    written = [dict(row) for row in connection.execute("SELECT * FROM latencies")]
+    connection.close()
+    store = Store.open(str(file))
+    record = store.study("old")
+    candidates = store.candidates(record)
+    assert [(c.outcome, c.accuracy) for c in candidates] == [
+        ("complete", 0.109375),
+        ("complete", 0.078125),
+        ("complete", 0.0625),
+    ]
+    assert all(candidate.may_stand_on_front for candidate in candidates)
+    assert [front.num_trials for front in store.fronts("old")] == [1]
+    expected = [
+        Latency(
+            **{
+                key: json.loads(row[key]) if key == "environment" else row[key]
+                for key in row
+                if key != "window_medians_ms"
+            },
+            window_medians_ms=tuple(json.loads(row["window_medians_ms"])),
+        )
+        for row in written
+    ]
+    assert [candidate.latency for candidate in candidates] == expected, "what version 1 did not know has its default"
+    assert {(found.invalid, found.remarks, found.ratio, found.rebuild_spread) for found in expected} == {
+        ("", (), None, None)
+    }
+    store.close()
+
+
+def test_study_of_an_old_database_is_shown(tmp_path: Path) -> None:
+    file = str(load_version_1(tmp_path))
+
+    def document(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, [*arguments, "--storage", file, "--json"])
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    found = document("pareto")
+    assert (found["study"], found["left_out"]) == ("old", [])
+    assert [row["latency_ms"] for row in found["front"]] == [pytest.approx(10.9347, abs=1e-4)]
+    assert (found["front"][0]["invalid"], found["front"][0]["ratio"], found["front"][0]["speedup"]) == ("", None, 1.0)
+    assert found["measuring"] == {
+        "latencies": 3,
+        "unstable": 0,
+        "invalid": 0,
+        "reference_drift_min": None,
+        "reference_drift_max": None,
+        "rebuild_spread_max": None,
+        "rebuilt": 0,
+    }
+    shown = document("studies", "show")
+    assert (shown["study"], shown["outcomes"]) == ("old", {"complete": 3})
+    assert [row["speedup"] for row in shown["candidates"]] == [
+        1.0,
+        pytest.approx(0.7325, 1e-3),
+        pytest.approx(0.8627, 1e-3),
+    ]
+    assert [row["study"] for row in document("studies", "list")["studies"]] == ["old"]
+    assert document("inspect", "a1-81c2")["name"] == "Swin-E16x2.2.2.2-W14.7.7.7-R56-P1-N10"
+
+
+class _ByDepth:
+    """In place of `evaluate.Measurer`."""
+
+    def __init__(self, target: Target, **settings: Any) -> None:
+        self.target, self.settings = target, settings
+        self.on_event: Callable[[str], None] = lambda text: None
+
+    def measure(self, arch: Arch) -> Latency:
+        ms, base_ms = 8.0, self.settings["baseline_ms"]
+        return Latency(
+            arch.id,
+            self.target.id,
+            ms,
+            ms,
+            ms,
+            0.0,
+            3,
+            (ms,) * 3,
+            True,
+            0.0,
+            0.0,
+            reference_id="base",
+            reference_ms=base_ms,
+        )
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("study", ["old", "new"])
+def test_search_goes_on_in_an_old_database(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the machine that it was made on: the study's own setting adds the fourth architecture of the space to it."""
+    file = load_version_1(tmp_path)
+    store = Store.open(str(file))
+    target = store.target(store.study("old").target_id)
+    store.close()
+    monkeypatch.setattr(latency, "resolve", lambda *arguments, **options: (target, "this machine is that one"))
+    monkeypatch.setattr(evaluate, "Measurer", _ByDepth)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(
+        "version: 1\nbase: Swin-E16x2.2.2.2-R56-P1-N10\nsearch: {windows: {stage1: [7, 14]}, br: [off, on]}\n"
+        "proxy: {unit: 2, embed_dim: 8, head_dim: 4, patch_size: 2}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text("epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n")
+    command = ["search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--storage", "old.db", "--json"]
+    result = CliRunner().invoke(app, [*command, "--trials", "4", "--study", study])
+    assert result.exit_code == 0, result.output
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    measured = [event["arch_id"] for event in events if event.get("step") == "measuring" and event["event"] == "step"]
+    assert len(measured) == 1, "what version 1 measured is not measured again"
+    store = Store.open(str(file))
+    candidates = store.candidates(store.study(study))
+    assert len(candidates) == 4
+    (added,) = (candidate.latency for candidate in candidates if candidate.arch.id in measured)
+    assert added is not None
+    assert added.reference_ms == pytest.approx(10.9347, abs=1e-4), "drift is counted from the old base latency"
+    assert store.fronts(study)[-1].num_trials == 4
+    store.close()
+
+
+def test_upgrade_that_breaks_off_leaves_the_old_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = load_version_1(tmp_path)
+    before = tables_of(file)
+
+    def half(connection: Connection) -> None:
+        connection.exec_driver_sql("ALTER TABLE latencies ADD COLUMN invalid TEXT DEFAULT '' NOT NULL")
+        raise sa.exc.OperationalError("ALTER TABLE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "UPGRADES", (half,))
+        with pytest.raises(StoreError, match="disk is full"):
+            Store.open(str(file))
+    assert version_of(file) == [(1,)]
+    assert tables_of(file) == before
+    store = Store.open(str(file))
+    assert len(store.candidates(store.study("old"))) == 3
+    store.close()
+
+
+def _open(file: str, go: Any) -> None:
+    go.wait()
+    Store.open(file, create=True).close()
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_several_processes_open_a_database_at_once(is_old: bool, tmp_path: Path) -> None:
+    file = load_version_1(tmp_path) if is_old else tmp_path / "new.db"
+    context = multiprocessing.get_context("spawn")
+    go = context.Event()
+    openers = [context.Process(target=_open, args=(str(file), go)) for _ in range(4)]
+    for opener in openers:
+        opener.start()
+    go.set()
+    for opener in openers:
+        opener.join(60)
+    assert [opener.exitcode for opener in openers] == [0] * 4
+    assert version_of(file) == [(schema.VERSION,)]
 
 
 def test_truncated_database_is_told_not_crashed_on(tmp_path: Path) -> None:

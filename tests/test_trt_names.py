@@ -1,4 +1,4 @@
-"""Every name of TensorRT that the product uses exists in TensorRT 10, TensorRT 11 and TensorRT for RTX, and takes what it is given.
+"""Every name of TensorRT that the product uses exists in TensorRT 10, TensorRT 11 and TensorRT for RTX, and takes what it gets.
 
 None of the first two can be imported without NVIDIA's libraries, which are on no package index. So the names are read from
 the source and looked up: with their arguments in the stubs of TensorRT 10, among the strings of TensorRT 11's real bindings,
@@ -52,10 +52,10 @@ HOLDERS = {
 }
 #: What holds no object of TensorRT, though what is asked of it has a name of TensorRT's too.
 OTHERS = {
-    "trt": {"arch", "cache", "deployed.arch", "math", "profiler.times_ms", "runner", "self.replay", "self.times_ms", "timings"},
-    "trt_build": {"library", "self.steps"},
-}  # fmt: skip
-#: Only in TensorRT for RTX, or in TensorRT for RTX and releases after the stubs'; the product asks before it uses them.
+    "trt": {"self", "self.buffers['logits'].float().cpu()", "runner", "built", "deployed.arch", "torch", "np"},
+    "trt_build": set(),
+}
+#: Only in TensorRT for RTX; the product asks which library it has before it uses them.
 RTX_ONLY = {
     ("", "ComputeCapability"),
     ("", "CudaGraphStrategy"),
@@ -65,7 +65,6 @@ RTX_ONLY = {
     ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
-    ("ICudaEngine", "create_runtime_config"),
     ("IExecutionContext", "is_stream_capturable"),
     ("IRuntimeCache", "deserialize"),
     ("IRuntimeCache", "serialize"),
@@ -78,6 +77,8 @@ RTX_ONLY = {
 TENSORRT_10_ONLY = {("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH")}
 #: How many arguments a starred one stands for.
 STARRED = {"set_shape": 3}
+#: Public methods of ours on subclasses of TensorRT's classes: all others override.
+OWN_METHODS = {"reason"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,6 @@ class Reader(ast.NodeVisitor):
     others: set[str]
     uses: list[Use] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    bases: list[str] = field(default_factory=list)
 
     def class_of(self, node: ast.expr) -> str | None:
         """The class of TensorRT that an expression is (`trt.BuilderFlag`) or is an object of; empty for the module."""
@@ -127,7 +127,7 @@ class Reader(ast.NodeVisitor):
             return None if owner is None else returned(owner, node.func.attr)
         return None
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         match node:
             case ast.Call(func=ast.Name(id="hasattr"), args=[asked, ast.Constant(value=str(name))]):
                 if (owner := self.class_of(asked)) is not None:
@@ -142,7 +142,7 @@ class Reader(ast.NodeVisitor):
                 self.uses.append(Use(self.file, node.lineno, of, called, given=given))
         self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         owner = self.class_of(node.value)
         if owner is not None and not node.attr.startswith("__"):
             self.uses.append(Use(self.file, node.lineno, owner, node.attr, is_set=isinstance(node.ctx, ast.Store)))
@@ -150,21 +150,20 @@ class Reader(ast.NodeVisitor):
             self.unknown.append(f"{self.file}.py:{node.lineno}: {ast.unparse(node)}")
         self.generic_visit(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         """A method that overrides one of TensorRT's takes what TensorRT passes."""
         for base in node.bases:
             owner = self.class_of(base)
-            for each in node.body if owner else ():
-                overridden = isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
-                if owner and overridden and isinstance(each, ast.FunctionDef):
-                    self.uses.append(
-                        Use(self.file, each.lineno, owner, each.name, given=(len(each.args.args) - 1, ()))
-                    )
+            methods = [each for each in node.body if isinstance(each, ast.FunctionDef)] if owner else []
+            for method in methods:
+                if not method.name.startswith("_") and method.name not in OWN_METHODS:
+                    taken = (len(method.args.args) - 1, ())
+                    self.uses.append(Use(self.file, method.lineno, str(owner), method.name, given=taken))
         self.generic_visit(node)
 
 
-def read(source: str, file: str, holders: dict[str, str], others: set[str] = frozenset()) -> Reader:  # type: ignore[assignment]
-    reader = Reader(file, holders, set(others))
+def read(source: str, file: str, holders: dict[str, str], others: set[str]) -> Reader:
+    reader = Reader(file, holders, others)
     reader.visit(ast.parse(source))
     return reader
 
@@ -196,9 +195,11 @@ def class_in_rtx(dotted: str) -> Any:
 
 @cache
 def names_of_rtx() -> frozenset[str]:
-    """All names of its module and of its classes."""
-    classes = [each for each in vars(rtx()).values() if inspect.isclass(each)]
-    return frozenset(name for each in (rtx(), *classes) for name in dir(each) if not name.startswith("_"))
+    """All names of its module and of its classes, but those of Python's own lists, which it has too."""
+    content = {name: each for name, each in vars(rtx()).items() if not inspect.ismodule(each)}
+    classes = [each for each in content.values() if inspect.isclass(each)]
+    names = {*content, *(name for each in classes for name in dir(each))} - {*dir(list)}
+    return frozenset(name for name in names if not name.startswith("_"))
 
 
 def signatures_in_rtx(of: str, name: str) -> list[ast.arguments]:
@@ -275,7 +276,11 @@ def lacks_in_stubs(use: Use) -> str | None:
         return f"{use}: is not in TensorRT 10"
     members = stubs()[use.of][use.name]
     functions = [each for each in members if isinstance(each, ast.FunctionDef)]
-    if use.is_set and functions and not any("setter" in ast.unparse(each) for one in functions for each in one.decorator_list):
+    if (
+        use.is_set
+        and functions
+        and not any("setter" in ast.unparse(each) for one in functions for each in one.decorator_list)
+    ):
         return f"{use}: cannot be set in TensorRT 10"  # fmt: skip
     if use.given is not None and functions and not any(fits(each.args, use.given) for each in functions):
         return f"{use}: takes other arguments in TensorRT 10"
@@ -381,6 +386,12 @@ def test_lists_of_exceptions_hold_nothing_else() -> None:
         assert name.encode() + b"\0" not in bindings_11()
 
 
+@pytest.mark.parametrize("file", OTHERS)
+def test_names_of_ours_are_in_the_source(file: str) -> None:
+    reader = read(SOURCES[file].read_text(encoding="utf-8"), file, HOLDERS[file], set())
+    assert {each.partition(": ")[2].rpartition(".")[0] for each in reader.unknown} == OTHERS[file]
+
+
 @pytest.mark.parametrize("holder", [f"{file}:{name}" for file, names in HOLDERS.items() for name in names])
 def test_holders_are_in_the_source_and_their_classes_in_tensorrt(holder: str) -> None:
     file, _, name = holder.partition(":")
@@ -397,12 +408,12 @@ def test_holders_are_in_the_source_and_their_classes_in_tensorrt(holder: str) ->
         ("builder.platform_has_fast_fp16", {"TensorRT 11", "TensorRT for RTX"}),
         ("builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))",
          {"TensorRT 11", "TensorRT for RTX"}),
-        ("builder.max_batch_size = 1", {"TensorRT 10", "TensorRT 11", "TensorRT for RTX"}),
+        ("builder.max_batch_size = 1", {"TensorRT 10", "TensorRT for RTX"}),
         ("builder.build_engine(network, config)", {"TensorRT 10", "TensorRT 11", "TensorRT for RTX"}),
         ("builder.build_serialized_network(network)", {"TensorRT 10", "TensorRT for RTX"}),
         ("config.set_timing_cache(cache, ignore=False)", {"TensorRT 10", "TensorRT for RTX"}),
         ("config.set_timing_cache(cache)", {"TensorRT 10", "TensorRT for RTX"}),
-        ("config.create_timing_cache(b'').bytes()", {"TensorRT 10", "TensorRT 11", "TensorRT for RTX"}),
+        ("config.create_timing_cache(b'').content()", {"TensorRT 10", "TensorRT 11", "TensorRT for RTX"}),
         ("trt.OnnxParser(network)", {"TensorRT 10", "TensorRT for RTX"}),
         ("network.num_inputs = 2", {"TensorRT 10", "TensorRT for RTX"}),
         ("class Log(trt.ILogger):\n    def log(self, message): ...", {"TensorRT 10", "TensorRT for RTX"}),
@@ -411,7 +422,7 @@ def test_holders_are_in_the_source_and_their_classes_in_tensorrt(holder: str) ->
     ],
 )  # fmt: skip
 def test_use_of_what_a_library_lacks_is_found(snippet: str, lacking: set[str]) -> None:
-    uses = read(snippet, "snippet", HOLDERS["trt_build"]).uses
+    uses = read(snippet, "snippet", HOLDERS["trt_build"], set()).uses
     assert uses
     told = [look(use) for use in uses for look in (lacks_in_stubs, lacks_in_bindings_11, lacks_in_rtx)]
     found = {re.split(r" (?:is not|cannot be set|takes other arguments) in ", f" {each}")[-1] for each in told if each}
@@ -420,4 +431,6 @@ def test_use_of_what_a_library_lacks_is_found(snippet: str, lacking: set[str]) -
 
 @pytest.mark.parametrize("snippet", ["made.build_serialized_network(network)", "self.thing.num_io_tensors"])
 def test_use_of_an_unknown_object_is_found(snippet: str) -> None:
-    assert read(snippet, "snippet", HOLDERS["trt_build"]).unknown == [f"snippet.py:1: {snippet.partition('(')[0]}"]
+    assert read(snippet, "snippet", HOLDERS["trt_build"], set()).unknown == [
+        f"snippet.py:1: {snippet.partition('(')[0]}"
+    ]

@@ -31,6 +31,8 @@ class TorchRunner:
     def __init__(self, deployed: Deployed, target: Target, seed: int) -> None:
         self.device, dtype = torch.device(target.device_kind), DTYPES[target.precision]
         self.name, self.replay = deployed.arch.name, None
+        self.output: Any = None
+        self.captured: Any = None
         is_cuda, is_compiled = self.device.type == "cuda", target.backend == "torch-compile"
         if target.threads:
             torch.set_num_threads(target.threads)
@@ -49,6 +51,7 @@ class TorchRunner:
             from explorer.latency.cuda import Replay
 
             self.replay = Replay(lambda stream: self._set_output())
+            self.captured = self.output  # what a replay writes to; a run without the graph makes a tensor of its own
             self.record = {
                 "timed_by": "device events",
                 "cuda_graph": self.replay.graph is not None,
@@ -78,7 +81,8 @@ class TorchRunner:
     def logits(self) -> np.ndarray:
         """(batch, classes) in fp32."""
         self.run()
-        logits: np.ndarray = self.output.float().cpu().numpy()
+        is_replayed = self.replay is not None and self.replay.graph is not None
+        logits: np.ndarray = (self.captured if is_replayed else self.output).float().cpu().numpy()
         return logits
 
     def facts(self) -> Facts:
@@ -89,7 +93,7 @@ class TorchRunner:
         """Frees the module and returns the GPU's memory."""
         if self.replay is not None:
             self.replay.close()
-        del self.module, self.image, self.output
+        del self.module, self.image, self.output, self.captured
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

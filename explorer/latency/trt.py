@@ -96,12 +96,13 @@ class TrtRunner:
     def close(self) -> None:
         """Frees graph, context, engine and buffers, in this order."""
         self.replay.close()
-        del self.replay, self.context, self.engine, self.runtime, self.buffers
+        del self.replay, self.context, self.engine, self.runtime, self.buffers, self.memory
         torch.cuda.empty_cache()
 
     def _load(self, plan: bytes, cache: Cache) -> None:
         """Runtime, engine and context from a plan that this process built or found in its own cache."""
         start = time.perf_counter()
+        self.memory: torch.Tensor | None = None
         self.runtime = trt.Runtime(self.log)
         engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -116,7 +117,7 @@ class TrtRunner:
         self.load_s = time.perf_counter() - start
 
     def _rtx_context(self, engine: Any, cache: Cache) -> Any:
-        """A context whose kernels, compiled just in time, are kept for the next engine on this GPU."""
+        """A context in memory of torch; its kernels, compiled just in time, are kept for the next engine on this GPU."""
         key = machine_key()
         config = engine.create_runtime_config()
         compiled = config.create_runtime_cache()
@@ -126,8 +127,12 @@ class TrtRunner:
         config.set_runtime_cache(compiled)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves, never both
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         context = engine.create_execution_context(config)
         if context is not None:
+            size = max(1, engine.device_memory_size_v2)
+            self.memory = torch.empty(size, dtype=torch.uint8, device="cuda")
+            context.set_device_memory(self.memory.data_ptr(), size)
             cache.store("runtime", key, bytes(memoryview(compiled.serialize())))
         return context
 
@@ -167,7 +172,7 @@ class TrtRunner:
 def options_of(target: Target) -> trt_build.Options:
     """How an engine for this target is built."""
     most = target.largest_batch
-    return trt_build.Options(batches=None if most is None else (1, most, most))
+    return trt_build.Options(batches=None if most is None else (1, most, most), user_allocation=trt_build.IS_RTX)
 
 
 def machine_key() -> str:

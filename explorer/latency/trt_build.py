@@ -60,7 +60,8 @@ class Options:
 
     `level`: builder optimization level (0..5; no effect in RTX). `aux_streams`: streams beside the main one, 0 for one stream.
     `workspace_bytes`: None for the library's default. `batches`: smallest, usual and largest batch of a dynamic graph.
-    `compute_capabilities`: `8.6` and the like, which RTX builds for; empty for the GPU that is here.
+    `compute_capabilities`: `8.6` and the like, which RTX builds for; empty for the GPU that is here. `user_allocation`: the
+    context's memory is the caller's, without which RTX does not promise that an inference can be captured in a CUDA graph.
     """
 
     level: int = 3
@@ -68,6 +69,7 @@ class Options:
     workspace_bytes: int | None = None
     batches: tuple[int, int, int] | None = None
     compute_capabilities: tuple[str, ...] = ()
+    user_allocation: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -245,7 +247,7 @@ def _builder(log: Log) -> Any:
 
 def _configure_rtx(config: Any, options: Options) -> None:
     """For RTX: what a capture by ourselves needs, and the GPUs to build for."""
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+    if options.user_allocation:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     wanted = options.compute_capabilities or ("CURRENT",)
     config.num_compute_capabilities = len(wanted)
