@@ -128,7 +128,13 @@ def warm(name: str, target: Target, given: argparse.Namespace) -> dict[str, Any]
             theirs_s.append(straightforward(name, given.backend, given.device, given.precision)["seconds"])
     assert found is not None
     row = _compared(f"{name} warm", ours_s, theirs_s)
-    return {**row, "prepare_s": found.prepare_s, "measure_s": found.measure_s, "latency_ms": found.latency_ms}
+    return {
+        **row,
+        "invalid": found.invalid,
+        "prepare_s": found.prepare_s,
+        "measure_s": found.measure_s,
+        "latency_ms": found.latency_ms,
+    }
 
 
 def _seconds(command: list[str]) -> float:
@@ -214,8 +220,10 @@ def main() -> None:
     target, why = latency.resolve(given.backend, device=given.device, precision=given.precision)
     print(why)
     rows = [repeat(first, given.models[-1], target, given.repeats)] if given.repeats else []
-    for name in given.models if given.rounds else ():
-        rows += [cold(name, given), warm(name, target, given)]
+    if given.rounds:
+        # All cold ones first: a warm one leaves a CUDA context in this process, which they would find on the GPU.
+        rows += [cold(name, given) for name in given.models]
+        rows += [warm(name, target, given) for name in given.models]
     try:
         rows += [rtx_build(name) for name in given.models]
     except BackendMissing as error:

@@ -15,6 +15,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import common
 
@@ -47,20 +48,20 @@ def steps(out: Path) -> dict[str, list[str]]:
     for name, (table, *options) in TABLES.items():
         found[name] = [python, "-m", "explorer", "reproduce", table, *options, *database, "--json"]
     speed = [python, str(ROOT / "benchmarks" / "latency_speed.py"), "--device", "cuda", "--out", str(out)]
-    found["latency_speed"] = [*speed, "--backend", "tensorrt" if _has_tensorrt() else "torch", "--precision", "fp16"]
+    found["latency_speed"] = [*speed, "--backend", "torch" if _why_no_tensorrt() else "tensorrt", "--precision", "fp16"]
     found["model_speed"] = [
         python, str(ROOT / "benchmarks" / "model_speed.py"), "--device", "cuda", "--out", str(out),
     ]  # fmt: skip
     return found
 
 
-def _has_tensorrt() -> bool:
+def _why_no_tensorrt() -> str:
+    """Why TensorRT cannot run here; empty where it can."""
     try:
         latency.resolve("tensorrt", device="cuda")
     except BackendMissing as error:
-        print(f"TensorRT is not run: {error}")
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 def main() -> None:
@@ -80,19 +81,20 @@ def main() -> None:
     unknown = [name for name in given.steps or () if name not in known]
     if unknown:
         parser.exit(2, f"no step {unknown[0]!r}; there are: {', '.join(known)}\n")
-    has_tensorrt = any("tensorrt" in name for name in given.steps or known) and _has_tensorrt()
-    ended: dict[str, object] = {}
+    why_no_tensorrt = _why_no_tensorrt()
+    ended: dict[str, dict[str, Any]] = {}
     for name in given.steps or known:
-        if "tensorrt" in name and not has_tensorrt:
-            ended[name] = {"state": "not run", "reason": "TensorRT cannot run on this GPU, or is not installed"}
+        if "tensorrt" in name and why_no_tensorrt:
+            ended[name] = {"state": "not run", "reason": why_no_tensorrt}
         else:
             print(f"== {name}", flush=True)
             ended[name] = run(name, known[name], given.out, given.limit)
         _keep(given.out, ended)
     print(json.dumps(ended, indent=2))
+    sys.exit(any(step["state"] not in ("done", "not run") for step in ended.values()))
 
 
-def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, object]:
+def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, Any]:
     """Runs one step; keeps the JSON of a table."""
     start = time.perf_counter()
     try:
@@ -106,7 +108,7 @@ def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, o
     return {"state": state, "seconds": round(time.perf_counter() - start, 1), "last_lines": last}
 
 
-def _keep(out: Path, ended: dict[str, object]) -> None:
+def _keep(out: Path, ended: dict[str, dict[str, Any]]) -> None:
     from explorer.latency.cuda import describe
 
     content = {

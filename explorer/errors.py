@@ -27,6 +27,13 @@ class ExplorerError(Exception):
     """Root of all errors raised on purpose."""
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch, ONNX Runtime or TensorRT says that memory ran out."""
+    text = str(error).lower()
+    words = ("out of memory", "outofmemory", "allocate memory", "failed to allocate", "bad_alloc", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in text for word in words)
+
+
 class UserError(ExplorerError):
     """Bad input. The command line prints the message alone and exits with code 2."""
 

@@ -1,8 +1,9 @@
 """Architecture -> candidate: look facts up, else measure and train, latency first.
 
-What is in the store is never done again, but for a latency that was measured under conditions that make it invalid. A
-candidate over the latency limit is not trained. Measuring, in a worker process, and training, in this one, follow one
-another and hold their device, so that nothing of ours trains beside a measurement.
+What is in the store is never done again, but for a latency that was measured under conditions that make it invalid, or
+that the machine failed to give (deadline, crash, memory). A candidate over the latency limit is not trained. Measuring, in
+a worker process, and training, in this one, follow one another and hold their device, so that nothing of ours trains beside
+a measurement.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from explorer import model
 from explorer.arch import Arch, ProxyScale
-from explorer.errors import TrialError
+from explorer.errors import TrialError, ran_out_of_memory
 from explorer.latency import environment
 from explorer.latency.measurer import DEADLINE_S, Measurer
 from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, ScoreKey, Target, latency_key
@@ -217,7 +218,7 @@ def _free_memory(device: torch.device) -> None:
 
 def _raise_known_failure(store: Store, key: str) -> None:
     failure = store.failure(key)
-    if failure is not None:
+    if failure is not None and not failure.is_passing:
         raise _KnownFailure(failure)
 
 
@@ -225,21 +226,15 @@ def _kind_of(error: Exception) -> FailureKind:
     """The class of a failure; `crash` for what no one foresaw."""
     if isinstance(error, TrialError):
         return cast(FailureKind, error.kind)
-    ran_out = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
-    return "out_of_memory" if ran_out else "crash"
+    return "out_of_memory" if ran_out_of_memory(error) else "crash"
 
 
-class _KnownFailure(Exception):
+class _KnownFailure(TrialError):
     """A fact that is missing for good; carries why."""
 
     def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message, failure.kind)
         self.failure = failure
-
-
-def measure_arch(arch: Arch, target: Target, *, seed: int = 0) -> Latency:
-    """One architecture measured in a worker of its own. Raises what `Measurer.measure` raises. Takes seconds."""
-    with Measurer(target, seed=seed) as measurer:
-        return measurer.measure(arch)
 
 
 def _now() -> str:

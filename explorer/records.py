@@ -20,8 +20,10 @@ DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 #: What stands in a target's options before the largest batch of a dynamic graph.
 DYNAMIC: Final = "dynamic batch 1.."
 Precision = Literal["fp32", "fp16", "bf16"]
-#: What went wrong with one architecture; each would go wrong the same way again.
+#: What went wrong with one architecture.
 FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "timeout", "crash"]
+#: Kinds that another try at a latency may not meet again.
+PASSING: Final = ("out_of_memory", "timeout", "crash")
 
 
 def digest(prefix: str, content: dict[str, Any]) -> str:
@@ -195,6 +197,11 @@ class Failure:
     kind: FailureKind
     message: str
     failed_at: str = ""
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it may be the machine's fault, and a latency: such a one is tried again by the next command."""
+        return self.key.startswith("latency:") and self.kind in PASSING
 
 
 @dataclass(frozen=True)

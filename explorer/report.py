@@ -133,7 +133,12 @@ def findings(
     base_latency: Latency | None,
     max_latency_ms: float | None = None,
 ) -> Findings:
-    """The front of the complete candidates, at most `max_latency_ms` slow where given, and the rows of all."""
+    """The front of the complete candidates, at most `max_latency_ms` slow where given, and the rows of all.
+
+    Nothing is compared with a base whose latency is invalid.
+    """
+    shown_base = base_latency
+    base_latency = None if base_latency is None or base_latency.invalid else base_latency
     complete = [
         c
         for c in candidates
@@ -142,7 +147,7 @@ def findings(
     indices = pareto.front([c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete])
     known = {candidate.arch.id: candidate for candidate in candidates}
     if base.id not in known:
-        known[base.id] = Candidate(base, "pending", base_latency)
+        known[base.id] = Candidate(base, "pending", shown_base)
     return Findings(
         study,
         target,

@@ -71,6 +71,7 @@ def compare(
     `reference`. `paper_tensorrt_ratio`, `paper_torch_ratio`: the same of the paper's, None where they cannot be read.
     """
     reference = (latencies or {}).get(PRESETS[REFERENCE].id) or reference
+    reference = None if reference is None or reference.invalid else reference
     compared = []
     counted: dict[str, int | None] = {}
     for row in rows:

@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from explorer import __version__
-from explorer.arch import PRESETS, parse_name
-from explorer.cli import app
+from explorer import __version__, doctor, evaluate
+from explorer.arch import PRESETS, Arch, parse_name
+from explorer.cli import app, console
+from explorer.errors import MeasureError
+from explorer.latency import BACKENDS, measurer, sees_gpu
+from explorer.records import Latency, Target
 
 SPACE = """\
 version: 1
@@ -30,6 +35,7 @@ proxy: {unit: 2, embed_dim: 8, head_dim: 4, patch_size: 2}
 """
 RECIPE = "epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n"
 TINY = "Swin-E16x1.1.1.1-R56-P1-N10"
+TINY_BR = "Swin-E16x1.1.1.1-BR-R56-P1-N10"
 ROW_FIELDS = {
     "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms",
     "params_trainable", "params_deployed", "flops",
@@ -45,6 +51,27 @@ def document(*arguments: str) -> Any:
     result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
+
+
+class ByWindows:
+    """In place of a Measurer, which would start a process: latencies by arithmetic, in ratio to the reference's."""
+
+    def __init__(self, target: Target, *, reference: Arch | None = None, **settings: Any) -> None:
+        self.target, self.reference, self.settings = target, reference, settings
+        self.on_event: Callable[[str], None] = settings.get("on_event", lambda text: None)
+
+    def measure(self, arch: Arch) -> Latency:
+        self.on_event("timing")
+        ms = 1.0 + sum(arch.windows) / 10 - arch.br / 2
+        beside = {}
+        if self.reference is not None:
+            beside = {"reference_id": self.reference.id, "reference_ms": 1.0 + sum(self.reference.windows) / 10}
+        return Latency(
+            arch.id, self.target.id, ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0, images_per_s=1e3 / ms, **beside
+        )
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -64,6 +91,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(evaluate, "Measurer", ByWindows)
         result = run(
             "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3", "--log-file", "log.txt"
         )
@@ -85,7 +113,10 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["search", "--space", "gone.yaml"], r"gone\.yaml: no such space file.*swinfree\.yaml"),
         (["search", "--space", "demo.yaml", "--data", "gone"], r"data: 'gone' is neither.*contours"),
-        (["search", "--space", "demo.yaml", "--backend", "tensorrt"], r"'tensorrt' is not in this version; allowed: auto"),
+        (["search", "--space", "demo.yaml", "--backend", "tflite"], r"'tflite' is not in this version; allowed: auto, tensorrt,"),
+        (["search", "--space", "demo.yaml", "--backend", "tensorrt", "--device", "cpu"], r"tensorrt: does not run on cpu"),
+        (["search", "--space", "demo.yaml", "--rebuilds", "0"], r"Invalid value for '--rebuilds'"),
+        (["search", "--space", "demo.yaml", "--deadline", "1"], r"Invalid value for '--deadline'"),
         (["search", "--space", "demo.yaml", "--precision", "int8"], r"precision: 'int8'.*fp32, fp16, bf16"),
         (["search", "--space", "demo.yaml", "--backend", "onnxruntime", "--precision", "bf16"], r"allowed: fp32, fp16"),
         (["search", "--space", "demo.yaml", "--sampler", "best"], r"sampler: 'best'.*tpe, nsgaii, random"),
@@ -115,7 +146,14 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["export", "Swin-T", "--to", "x", "--precision", "int8"], r"'int8' is not allowed; allowed: fp32, fp16, bf16"),
         (["export", "Swin-T", "--to", "x", "--batch", "0"], r"--batch: '0' is neither a whole number from 1 to 65,536 nor"),
         (["export", "Swin-T", "--to", "x", "--layout", "timm"], r"--layout: there are no trained weights to write; give --che"),
-        (["reproduce", "table4", "--backend", "tensorrt"], r"backend: 'tensorrt' is not in this version"),
+        (["reproduce", "table4", "--backend", "tflite"], r"backend: 'tflite' is not in this version"),
+        (["measure", TINY, "--batch", "1,dynamic"], r"--batch: 'dynamic' is no number of images; give --dynamic-batch"),
+        (["measure", TINY, "--batch", "1,,4"], r"--batch: '' is neither a whole number from 1 to 65,536 nor"),
+        (["measure", TINY, "--batch", "0"], r"--batch: '0' is neither a whole number"),
+        (["measure", TINY, "--dynamic-batch", "--backend", "torch"], r"dynamic batch: torch runs no graph"),
+        (["measure", TINY, "--reference", "Swin-Q"], r"'Swin-Q' is no architecture"),
+        (["measure", TINY, "--rebuilds", "101"], r"Invalid value for '--rebuilds'"),
+        (["measure", TINY, "--deadline", "9"], r"Invalid value for '--deadline'"),
         (["reproduce", "table4", "--study", "mine"], r"no such database"),
         (["export", TINY, "--to", "x", "--checkpoint", "gone.pt"], r"gone\.pt: no such file"),
         (["train", "gone.yaml"], r"gone\.yaml: no such file"),
@@ -179,7 +217,9 @@ def test_unforeseen_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 def test_version_and_help_of_every_command_show_an_example() -> None:
     assert run("--version").stdout == f"swinexplore {__version__}\n"
-    commands = ["search", "pareto", "export", "train", "space", "inspect", "measure", "studies", "doctor"]
+    commands = [
+        "search", "pareto", "export", "train", "space", "inspect", "measure", "profile", "reproduce", "studies", "doctor",
+    ]  # fmt: skip
     for command in (
         [],
         *([name] for name in commands),
@@ -210,18 +250,113 @@ def test_inspect_document_has_the_names_that_stay(name: str, folder: Path) -> No
     assert f"{content['params_trainable']:,}" in run("inspect", name).stdout
 
 
-def test_measure_prints_latency_with_device_and_versions(folder: Path) -> None:
-    content = document("measure", TINY, TINY + "-BR", "--backend", "onnxruntime", "--json")
-    for row in content["measurements"]:
-        assert ROW_FIELDS - {"accuracy"} <= set(row)
-        assert 0 < row["min_ms"] <= row["latency_ms"] <= row["p95_ms"]
+LATENCY_FIELDS = {field.name for field in fields(Latency)}
+
+
+@pytest.fixture
+def cached_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_measure_prints_latency_with_device_and_versions(folder: Path, cached_here: Path) -> None:
+    """Real: two networks, both batches of one dynamic graph, each beside the reference, and one engine more of each."""
+    names, reference = (TINY, TINY_BR), TINY_BR
+    asked = ["--batch", "2,1,2", "--dynamic-batch", "--reference", reference, "--rebuilds", "2", "--deadline", "300"]
+    rows = document("measure", *names, "--backend", "onnxruntime", *asked, "--json")["measurements"]
+    assert [(row["name"], row["batch"]) for row in rows] == [(name, batch) for batch in (2, 1) for name in names]
+    for row in rows:
+        assert (ROW_FIELDS - {"accuracy"}) | LATENCY_FIELDS | {"batch", "ratio", "rebuild_spread", "target"} <= set(row)
+        assert 0 < row["min_ms"] <= row["latency_ms"] <= row["p90_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["environment"]["versions"]["onnxruntime"] == row["target"]["backend_version"]
         assert row["target"]["device"] == row["environment"]["cpu"]
-    text = run("measure", TINY, "--backend", "torch", "--device", "cpu")
-    assert text.exit_code == 0
-    assert " ms  p95 " in text.stdout
-    assert "torch 2" in text.stdout
+        assert (row["target"]["batch"], row["target"]["options"]) == (row["batch"], "dynamic batch 1..2")
+        assert row["images_per_s"] > 0
+        assert row["reference_id"] == parse_name(reference).id
+        assert row["ratio"] == pytest.approx(row["latency_ms"] / row["reference_ms"])
+        assert len(row["rebuild_medians_ms"]) == 1
+        assert row["rebuild_spread"] >= 0
+    assert [row["ratio"] for row in rows if row["name"] == reference] == [1.0, 1.0]
     assert list(folder.iterdir()) == []
+
+
+def test_measure_of_the_module_prints_a_line(folder: Path, cached_here: Path) -> None:
+    text = run("measure", TINY, "--backend", "torch", "--device", "cpu")
+    assert text.exit_code == 0, text.output
+    assert re.search(rf"^{TINY} +[\d.]+ ms  p95 [\d.]+  cv [\d.]+%  \d+ images/s  \d+ samples", text.stdout)
+    assert "batch" not in text.stdout.splitlines()[0], "one batch is told with the target"
+    assert re.search(r"^torch 2\S*, fp32, batch 1, 56x56, ", text.stdout.splitlines()[-1])
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def by_windows(monkeypatch: pytest.MonkeyPatch) -> list[ByWindows]:
+    """The measurers that a command opened."""
+    opened: list[ByWindows] = []
+
+    def open_measurer(target: Target, **settings: Any) -> ByWindows:
+        opened.append(ByWindows(target, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr(measurer, "Measurer", open_measurer)
+    return opened
+
+
+def test_measure_of_several_batches_says_which(folder: Path, by_windows: list[ByWindows], cached_here: Path) -> None:
+    asked = ["--batch", "1, 4", "--reference", TINY, "--rebuilds", "3", "--deadline", "77", "--backend", "onnxruntime"]
+    result = run("measure", TINY_BR, *asked)
+    lines = result.stdout.splitlines()
+    assert [line.split()[1:3] for line in lines[:2]] == [["batch", "1"], ["batch", "4"]]
+    assert all("0.868 of the reference" in line for line in lines[:2])
+    assert ["fp32, batch 1, 56x56" in lines[2], "fp32, batch 4, 56x56" in lines[3], len(lines)] == [True, True, 4]
+    settings = [(one.settings["rebuilds"], one.settings["deadline_s"]) for one in by_windows]
+    assert settings == [(3, 77.0)] * 2
+    assert {one.settings["cache_root"] for one in by_windows} == {cached_here / "swinexplore"}
+    assert len({id(one.settings["worker"]) for one in by_windows}) == 1, "one worker measures all"
+    assert [(one.target.batch, one.target.options) for one in by_windows] == [(1, ""), (4, "")]
+
+
+@pytest.mark.parametrize("kind", ["timeout", "crash", "out_of_memory", "mismatch"])
+def test_network_that_cannot_be_measured_is_told_and_the_others_measured(
+    kind: str, folder: Path, by_windows: list[ByWindows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = ByWindows.measure
+
+    def failing(self: ByWindows, arch: Arch) -> Latency:
+        if arch.br:
+            raise MeasureError("the engine was lost", kind)
+        return measure(self, arch)
+
+    monkeypatch.setattr(ByWindows, "measure", failing)
+    result = run("measure", TINY_BR, TINY, "--json")
+    assert result.exit_code == 1
+    lost, found = json.loads(result.stdout)["measurements"]
+    assert (lost["name"], lost["latency_ms"], lost["kind"], lost["reason"], lost["batch"]) == (
+        TINY_BR, None, kind, "the engine was lost", 1,
+    )  # fmt: skip
+    assert found["latency_ms"] > 0
+    assert f"error: {TINY_BR}: the engine was lost" in result.stderr
+    text = run("measure", TINY_BR, TINY)
+    assert text.exit_code == 1
+    assert len([line for line in text.stdout.splitlines() if " ms  p95 " in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"invalid": "other processes kept 2.0 CPUs busy"}, "INVALID: other processes kept 2.0 CPUs busy"),
+        ({"is_stable": False}, "(not stable)"),
+        ({"rebuild_medians_ms": (4.0,)}, "engines differ by 5.3%"),
+    ],
+)
+def test_measure_says_what_is_wrong_with_a_latency(
+    found: dict[str, Any], said: str, folder: Path, by_windows: list[ByWindows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = ByWindows.measure
+    monkeypatch.setattr(ByWindows, "measure", lambda self, arch: replace(measure(self, arch), **found))
+    result = run("measure", TINY)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0].endswith(said)
 
 
 def test_dry_run_tells_size_plan_and_time_and_starts_nothing(folder: Path) -> None:
@@ -235,14 +370,58 @@ def test_dry_run_tells_size_plan_and_time_and_starts_nothing(folder: Path) -> No
     assert list(folder.iterdir()) == []
 
 
-def test_doctor_measures_on_every_backend(folder: Path) -> None:
+def test_doctor_measures_on_every_backend(folder: Path, cached_here: Path) -> None:
+    """Real, and no more may be said of a backend than what it did."""
     content = document("doctor", "--json")
-    states = {finding["subject"]: finding["state"] for finding in content["findings"]}
-    assert content["works"] is True
+    findings = {finding["subject"]: finding for finding in content["findings"]}
+    states = {subject: finding["state"] for subject, finding in findings.items()}
+    assert len(states) == len(content["findings"])
+    on_every = {f"backend {backend} on {kind}" for backend, known in BACKENDS.items() for kind in known.kinds}
+    assert on_every == {subject for subject in states if subject.startswith("backend ")}
     assert states["backend onnxruntime on cpu"] == states["backend torch on cpu"] == "ok"
-    assert states["backend torch on cuda"] in ("ok", "missing")
-    assert "torch" in run("doctor").stdout
+    for backend in ("onnxruntime", "torch"):
+        assert re.search(rf"[\d.]+: [\d.]+ ms for {doctor.PROBE.name}", findings[f"backend {backend} on cpu"]["detail"])
+    if not sees_gpu():
+        assert {states[subject] for subject in on_every if subject.endswith("on cuda")} == {"missing"}
+    assert {"python", "cpu", "gpu", "tensorrt", "nvml", "nvidia-ml-py", "onnxruntime", "studies"} <= set(states)
+    assert content["works"] is ("broken" not in states.values())
     assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def quick_doctor(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ByWindows]]:
+    monkeypatch.setattr(doctor, "Measurer", ByWindows)
+    yield ByWindows
+
+
+def test_doctor_prints_a_line_for_each_thing(folder: Path, quick_doctor: type[ByWindows]) -> None:
+    lines = run("doctor").stdout.splitlines()
+    content = document("doctor", "--json")
+    assert [line.split()[0] for line in lines] == [finding["state"] for finding in content["findings"]]
+    assert all(finding["subject"] in line for line, finding in zip(lines, content["findings"], strict=True))
+    assert {"ok", "missing"} >= {finding["state"] for finding in content["findings"]}
+
+
+def test_doctor_tells_what_is_broken_and_goes_on(
+    folder: Path, quick_doctor: type[ByWindows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: ByWindows, arch: Arch) -> Latency:
+        if self.target.backend == "torch":
+            raise MeasureError("the measuring process crashed (SIGSEGV)\nmore of it", "crash")
+        found = Latency(arch.id, self.target.id, 1.0, 1.0, 1.0, 0.0, 3, (1.0,) * 3, True, 0.0, 0.0)
+        return replace(found, invalid="other processes kept 2.0 CPUs busy")
+
+    monkeypatch.setattr(ByWindows, "measure", failing)
+    result = run("doctor", "--json")
+    content = json.loads(result.stdout)
+    findings = {finding["subject"]: finding for finding in content["findings"]}
+    broken = findings["backend torch on cpu"]
+    assert (broken["state"], broken["detail"]) == ("broken", "the measuring process crashed (SIGSEGV)")
+    assert broken["mend"]
+    assert content["works"] is False
+    disturbed = findings["backend onnxruntime on cpu"]
+    assert disturbed["state"] == "ok"
+    assert disturbed["detail"].endswith("(invalid: other processes kept 2.0 CPUs busy)")
 
 
 # -- a study ----------------------------------------------------------------------------------------------------------
@@ -263,7 +442,8 @@ def test_pareto_document_is_a_front(study: Path) -> None:
     assert len({row["arch_id"] for row in front}) == len(front) >= 1
     base = content["references"][0]
     assert base["name"] == "Swin-E16x2.2.2.2-R56-P1-N10"
-    assert base["speedup"] == 1.0
+    assert (base["speedup"], base["ratio"], base["invalid"]) == (1.0, 1.0, "")
+    assert (content["left_out"], content["measuring"]["latencies"], content["measuring"]["invalid"]) == ([], 3, 0)
     limit = front[0]["latency_ms"]
     assert len(document("pareto", "--json", "--max-latency", str(limit))["front"]) == 1
     assert document("pareto", "--json", "--max-latency", str(limit / 2))["front"] == []
@@ -324,6 +504,33 @@ def test_quiet_search_prints_the_front_alone(study: Path) -> None:
     result = run("--quiet", "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3")
     assert result.stderr == ""
     assert "accuracy" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("3 latencies: 0 unstable, 0 invalid, ")
+
+
+def test_search_hands_its_options_to_the_measurer(
+    study: Path, monkeypatch: pytest.MonkeyPatch, cached_here: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def open_measurer(target: Target, **settings: Any) -> ByWindows:
+        told.append(settings)
+        return ByWindows(target, **settings)
+
+    monkeypatch.setattr(evaluate, "Measurer", open_measurer)
+    asked = ["--trials", "1", "--batch", "2", "--rebuilds", "3", "--deadline", "77", "--study", "of-two"]
+    result = run("search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--storage", "other.db", *asked)
+    (study / "other.db").unlink()
+    assert result.exit_code == 0, result.output
+    (settings,) = told
+    assert (settings["rebuilds"], settings["deadline_s"]) == (3, 77.0)
+    assert settings["cache_root"] == cached_here / "swinexplore"
+    assert settings["reference"].name == "Swin-E16x2.2.2.2-R56-P1-N10"
+
+
+def test_status_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.status() as tell:
+        tell("timing 3/7")
+    assert capsys.readouterr() == ("", "")
 
 
 # -- export and train -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 from explorer.latency import conditions, environment
 from explorer.latency.conditions import (
     MAX_GRAPHICS_SM_PERCENT,
+    MAX_IDLE_SM_PERCENT,
     STEADY_SAMPLES,
     Conditions,
     CpuWatch,
@@ -33,6 +34,9 @@ COOL = Sample(sm_mhz=1650, memory_mhz=6250, temperature_c=55, power_w=120.0, rea
 OWN = Process(os.getpid(), 10**9, "compute")
 #: No process of this system: above the kernel's highest pid (PID_MAX_LIMIT, 2^22).
 HOST_PID = 2**22 + 7
+HOSTS = [Process(HOST_PID + i, None, "compute") for i in range(2)]
+#: Our own use of the SMs, where NVML tells it.
+BUSY = {os.getpid(): 90.0}
 
 
 class FakeGpu:
@@ -110,8 +114,8 @@ def test_quiet_gpu_is_valid_and_recorded() -> None:
     warmer = replace(COOL, temperature_c=60, power_w=130.0, memory_mhz=6200)
     result = seen(FakeGpu([COOL, warmer, warmer, COOL], [OWN], thermal_s=(2.0,)))
     assert (result.invalid, result.remarks) == ("", ())
-    assert result.record["num_samples"] >= 5
-    assert {name: value for name, value in result.record.items() if name not in ("num_samples", "power_w")} == {
+    assert result.record["nvml_samples"] >= 5
+    assert {name: value for name, value in result.record.items() if name not in ("nvml_samples", "power_w")} == {
         "sm_mhz": {"min": 1650, "median": 1650, "max": 1650},
         "memory_mhz": {"min": 6200, "median": 6250, "max": 6250},
         "is_clock_locked": True,
@@ -223,9 +227,36 @@ def other() -> Iterator[int]:
 
 
 def test_computing_process_is_invalid_with_its_pid_and_memory(other: int) -> None:
-    result = seen(FakeGpu(processes=[OWN, Process(other, 1_234_000_000, "compute")]))
+    stranger = Process(other, 1_234_000_000, "compute")
+    result = seen(FakeGpu(processes=[OWN, stranger], sm_percent=BUSY | {other: MAX_IDLE_SM_PERCENT + 1}))
     assert result.invalid == f"pid {other} computed on the GPU meanwhile (1.2 GB)"
     assert result.record["foreign_processes"] == [{"pid": other, "memory_bytes": 1_234_000_000, "kind": "compute"}]
+
+
+@pytest.mark.parametrize("kind", ["compute", "mps"])
+@pytest.mark.parametrize(("memory_bytes", "told"), [(1_234_000_000, " (1.2 GB)"), (None, "")])
+def test_process_of_untold_use_is_invalid_and_not_said_to_compute(
+    kind: Any, memory_bytes: int | None, told: str, other: int
+) -> None:
+    result = seen(FakeGpu(processes=[OWN, Process(other, memory_bytes, kind)]))
+    assert result.invalid == f"pid {other} is on the GPU{told}, and NVML does not tell whether it computes"
+    assert result.remarks == ()
+
+
+@pytest.mark.parametrize("kind", ["compute", "mps", "graphics", "compute+graphics"])
+@pytest.mark.parametrize("percent", [{}, {"other": 0.4}, {"other": MAX_IDLE_SM_PERCENT}])
+def test_idle_process_is_a_remark(kind: Any, percent: dict[str, float], other: int) -> None:
+    idle = Process(other, 10**9, kind)
+    told = BUSY | ({other: percent["other"]} if percent else {})
+    result = seen(FakeGpu(processes=[OWN, idle], sm_percent=told))
+    assert (result.invalid, result.remarks) == ("", (f"pid {other} holds memory on the GPU and is idle",))
+    assert [process["pid"] for process in result.record["foreign_processes"]] == [other]
+
+
+def test_idle_processes_share_a_remark() -> None:
+    result = seen(FakeGpu(processes=[OWN, *HOSTS], sm_percent=BUSY))
+    assert result.invalid == ""
+    assert result.remarks == (f"pids {HOST_PID}, {HOST_PID + 1} hold memory on the GPU and are idle",)
 
 
 def test_process_that_came_and_went_is_invalid(other: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +267,7 @@ def test_process_that_came_and_went_is_invalid(other: int, monkeypatch: pytest.M
     gpu.listed = [OWN, Process(other, None, "mps")]
     wait_until(lambda: other in (watching._sight.processes or {}))
     gpu.listed = [OWN]
-    assert watching.stop().invalid == f"pid {other} computed on the GPU meanwhile"
+    assert watching.stop().invalid.startswith(f"pid {other} is on the GPU")
 
 
 def test_processes_of_ours_are_not_foreign(other: int) -> None:
@@ -245,44 +276,82 @@ def test_processes_of_ours_are_not_foreign(other: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["graphics", "compute+graphics"])
-@pytest.mark.parametrize("told", [True, False])
-def test_idle_desktop_is_a_remark(kind: Any, told: bool, other: int) -> None:
-    desktop = Process(other, 10**8, kind)
-    percent = {other: MAX_GRAPHICS_SM_PERCENT} if told else {}
-    result = seen(FakeGpu(processes=[OWN, desktop], sm_percent=percent))
-    assert (result.invalid, result.remarks) == ("", ("1 graphics or MPS server process on the GPU",))
+def test_desktop_that_draws_little_is_a_remark(kind: Any, other: int) -> None:
+    percent = BUSY | {other: MAX_GRAPHICS_SM_PERCENT}
+    result = seen(FakeGpu(processes=[OWN, Process(other, 10**8, kind)], sm_percent=percent))
+    assert (result.invalid, result.remarks) == ("", (f"pid {other} used the GPU for 10% of the time",))
     assert [process["pid"] for process in result.record["foreign_processes"]] == [other]
+
+
+@pytest.mark.parametrize("kind", ["graphics", "compute+graphics"])
+def test_graphics_of_untold_use_are_a_remark_that_says_so(kind: Any, other: int) -> None:
+    result = seen(FakeGpu(processes=[OWN, Process(other, 10**8, kind)]))
+    assert (result.invalid, result.remarks) == (
+        "",
+        (f"NVML does not tell how busy graphics kept the GPU (pid {other})",),
+    )
 
 
 def test_busy_graphics_are_invalid(other: int) -> None:
     game = Process(other, None, "graphics")
-    result = seen(FakeGpu(processes=[OWN, game], sm_percent={other: MAX_GRAPHICS_SM_PERCENT + 1}))
+    result = seen(FakeGpu(processes=[OWN, game], sm_percent=BUSY | {other: MAX_GRAPHICS_SM_PERCENT + 1}))
     assert result.invalid == f"pid {other} computed on the GPU meanwhile"
 
 
-def test_mps_server_is_no_computing_process(monkeypatch: pytest.MonkeyPatch, other: int) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_mps_server_is_a_remark(told: bool, other: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditions, "_is_mps_server", lambda pid: pid == other)
-    assert seen(FakeGpu(processes=[OWN, Process(other, 10**8, "compute")])).invalid == ""
+    server = Process(other, 10**8, "compute")
+    result = seen(FakeGpu(processes=[OWN, server], sm_percent=BUSY | {other: 50.0} if told else {}))
+    assert (result.invalid, result.remarks) == ("", (f"pid {other} on the GPU is an MPS server",))
+
+
+def test_use_told_of_the_mps_server_tells_nothing_of_its_clients(other: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "_is_mps_server", lambda pid: pid == other)
+    processes = [OWN, Process(other, None, "compute"), Process(HOST_PID, None, "mps")]
+    result = seen(FakeGpu(processes=processes, sm_percent={other: 90.0}))
+    assert result.invalid == f"pid {HOST_PID} is on the GPU, and NVML does not tell whether it computes"
+
+
+def test_this_process_is_no_mps_server() -> None:
     assert not conditions._is_mps_server(os.getpid())
 
 
-def test_one_unknown_pid_may_be_ours_in_a_container() -> None:
-    result = seen(FakeGpu(processes=[Process(HOST_PID, 10**9, "compute")]))
+@pytest.mark.parametrize("sm_percent", [{}, {HOST_PID: 90.0}])
+def test_one_unknown_pid_may_be_ours_in_a_container(sm_percent: dict[int, float]) -> None:
+    result = seen(FakeGpu(processes=HOSTS[:1], sm_percent=sm_percent))
     assert result.invalid == ""
     assert result.remarks == (
-        f"pid {HOST_PID} on the GPU is not one of this system: perhaps this process, seen from outside its container",
+        f"pid {HOST_PID} on the GPU is not one of this system: perhaps ours, as seen from outside its container",
     )
 
 
+def test_idle_unknown_pid_is_not_the_one_taken_for_ours() -> None:
+    result = seen(FakeGpu(processes=HOSTS, sm_percent={HOST_PID + 1: 90.0}))
+    assert result.invalid == ""
+    assert [remark.split(" on ")[0] for remark in result.remarks] == [
+        f"pid {HOST_PID + 1}",
+        f"pid {HOST_PID} holds memory",
+    ]
+
+
 def test_unknown_pid_beside_ours_is_foreign() -> None:
-    result = seen(FakeGpu(processes=[OWN, Process(HOST_PID, None, "compute")]))
+    result = seen(FakeGpu(processes=[OWN, *HOSTS[:1]], sm_percent=BUSY | {HOST_PID: 90.0}))
     assert result.invalid == f"pid {HOST_PID} computed on the GPU meanwhile"
 
 
-def test_more_unknown_pids_than_processes_of_ours_are_foreign() -> None:
-    hosts = [Process(HOST_PID + i, None, "compute") for i in range(2)]
-    assert "computed on the GPU meanwhile" in seen(FakeGpu(processes=hosts)).invalid
-    assert seen(FakeGpu(processes=hosts), own_pids=frozenset({12345})).invalid == ""
+@pytest.mark.parametrize("sm_percent", [{}, {HOST_PID: 50.0, HOST_PID + 1: 50.0}])
+@pytest.mark.parametrize("own_pids", [frozenset(), frozenset({os.getpid()})])
+def test_with_one_process_of_ours_two_unknown_pids_are_foreign(
+    own_pids: frozenset[int], sm_percent: dict[int, float]
+) -> None:
+    result = seen(FakeGpu(processes=HOSTS, sm_percent=sm_percent), own_pids=own_pids)
+    assert [f"pid {process.pid} " in result.invalid for process in HOSTS] == [True, True]
+
+
+def test_as_many_unknown_pids_as_processes_of_ours_are_taken_for_ours() -> None:
+    result = seen(FakeGpu(processes=HOSTS), own_pids=frozenset({12345}))
+    assert (result.invalid, len(result.remarks)) == ("", 2)
 
 
 def test_known_pid_without_ours_is_foreign(other: int) -> None:
@@ -314,7 +383,7 @@ def test_first_and_last_sample_need_no_thread(monkeypatch: pytest.MonkeyPatch) -
     watching = watch(gpu)
     watching.start()
     result = watching.stop()
-    assert (gpu.num_samples, result.record["num_samples"]) == (2, 2)
+    assert (gpu.num_samples, result.record["nvml_samples"]) == (2, 2)
     assert result.record["temperature_c"] == {"start": 55, "max": 70}
     assert result.record["is_clock_locked"] is None
 

@@ -443,39 +443,17 @@ def test_graph_gives_the_logits_of_the_graph_that_torch_traces(name: str) -> Non
 MARKS_PER_ATTENTION = 18
 
 
-def build_plan(onnx_bytes: bytes, images: tuple[Arch, tuple[int, int, int]] | None = None) -> bytes:
+def build_plan(onnx_bytes: bytes, batches: tuple[int, int, int] | None = None) -> bytes:
     """The engine of TensorRT-RTX for an RTX 30 (compute capability 8.6), built without a GPU.
 
-    `images`: for a dynamic graph, its architecture and the smallest, usual and largest batch.
+    `batches`: for a dynamic graph, the smallest, usual and largest.
     """
     pytest.importorskip("tensorrt_rtx_bindings", reason="pip install tensorrt_rtx_cu13_bindings tensorrt_rtx_cu13_libs")
-    import tensorrt_rtx_bindings.tensorrt_rtx as trt
+    from explorer.latency import trt_build
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append(f"{severity}: {message}")
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    parsed = parser.parse(onnx_bytes)
-    assert parsed, [parser.get_error(index).desc() for index in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    assert config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    if images is not None:
-        arch, batches = images
-        profile = builder.create_optimization_profile()
-        profile.set_shape("image", *((batch, arch.channels, arch.image_size, arch.image_size) for batch in batches))
-        assert config.add_optimization_profile(profile) == 0
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None, log.lines[-5:]
-    return bytes(plan)
+    if not trt_build.IS_RTX:
+        pytest.skip("TensorRT is here, and builds for the GPU that is here alone")
+    return trt_build.build(onnx_bytes, trt_build.Options(batches=batches, compute_capabilities=("8.6",))).plan
 
 
 def num_fused(plan: bytes) -> float:
@@ -519,7 +497,7 @@ def test_tensorrt_builds_the_graph_with_every_attention_fused(name: str, batch: 
 )
 def test_tensorrt_builds_the_dynamic_graph_with_every_attention_fused(name: str, precision: Precision) -> None:
     module, arch = scattered(name)
-    plan = build_plan(bytes_of(module, batch=None, precision=precision), (arch, (1, 4, 8)))
+    plan = build_plan(bytes_of(module, batch=None, precision=precision), (1, 4, 8))
     assert num_fused(plan) == sum(arch.depths)
 
 

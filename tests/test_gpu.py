@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -12,28 +21,396 @@ from typer.testing import CliRunner
 from explorer import latency, model
 from explorer.arch import PRESETS, parse_name
 from explorer.cli import app
+from explorer.errors import BackendMissing, MeasureError, TrialError
 from explorer.evaluate import measure_arch
+from explorer.latency import cuda, environment, measurement
+from explorer.latency.cache import Cache
+from explorer.latency.cuda import Replay
+from explorer.latency.measurer import Measurer, deployed_for
+from explorer.latency.nvml import Gpu
+from explorer.latency.worker import Worker
+from explorer.records import Latency, Precision, Target
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU"),
 ]
 
+Tell = Callable[[str], None]
+GPU_BACKENDS = [
+    pytest.param(name, marks=pytest.mark.slow if name == "torch-compile" else ())
+    for name, known in latency.BACKENDS.items()
+    if "cuda" in known.kinds
+]
+TINY, SMALL = PRESETS["Swin-T"], PRESETS["Swin-S"]
+
+
+def target_of(backend: str, precision: Precision = "fp32", **options: Any) -> Target:
+    """The target on this GPU; skips with the reason where the backend does not run on it."""
+    try:
+        return latency.resolve(backend, device="cuda", precision=precision, **options)[0]
+    except BackendMissing as error:
+        pytest.skip(str(error))
+
+
+# -- the target -------------------------------------------------------------------------------------------------------
+
 
 def test_auto_chooses_the_gpu_and_says_so() -> None:
     target, why = latency.resolve()
-    assert (target.backend, target.device_kind, target.threads) == ("torch", "cuda", 0)
+    assert target.backend in ("tensorrt", "torch")
+    assert (target.device_kind, target.threads) == ("cuda", 0)
     assert "GPU" in why
     assert target.device == torch.cuda.get_device_name()
     assert target.driver
+    if target.backend == "torch":
+        assert "TensorRT does not (" in why, "which says what is missing"
+
+
+def test_lock_is_that_of_this_very_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    uuid = cuda.gpu_uuid()
+    assert uuid
+    with environment.exclusive("cuda"):
+        assert [path.name for path in tmp_path.iterdir()] == [f"swinexplore-{uuid}.lock"]
+
+
+def test_torch_and_nvml_speak_of_the_same_gpu() -> None:
+    gpu = Gpu.find(cuda.gpu_uuid())
+    if gpu is None:
+        pytest.skip("NVML does not know this GPU")
+    told, described = gpu.describe(), cuda.describe()
+    assert told["name"] == described["name"] == torch.cuda.get_device_name()
+    assert told["compute_capability"] == described["compute_capability"] == cuda.compute_capability()
+    assert described["uuid"] in str(told["uuid"])
+
+
+# -- replay -----------------------------------------------------------------------------------------------------------
+
+
+def multiplying(num_steps: int, size: int = 1024) -> tuple[Callable[[Any], None], SimpleNamespace]:
+    """Queues products of matrices and adds one to `count`; `kept` holds what the graph reads and writes."""
+    kept = SimpleNamespace(
+        count=torch.zeros((), device="cuda"), matrix=torch.randn(size, size, device="cuda"), output=None
+    )
+
+    def enqueue(stream: Any) -> None:
+        assert torch.cuda.current_stream() == stream
+        output = kept.matrix
+        for _ in range(num_steps):
+            output = output @ kept.matrix
+        kept.output = output
+        kept.count.add_(1)
+
+    return enqueue, kept
+
+
+def test_replay_captures_and_every_replay_computes() -> None:
+    enqueue, kept = multiplying(2)
+    replay = Replay(enqueue)
+    assert replay.graph is not None
+    assert replay.why_no_graph == ""
+    before = int(kept.count.item())
+    replay.run()
+    times_ms = replay.timed(0.0, 10)
+    plain_ms = replay.timed(0.0, 5, graph=False)
+    torch.cuda.synchronize()
+    assert int(kept.count.item()) == before + 16
+    assert (len(times_ms), len(plain_ms)) == (10, 5)
+    assert min(*times_ms, *plain_ms) > 0
+    expected = kept.matrix @ kept.matrix @ kept.matrix
+    torch.testing.assert_close(kept.output, expected, rtol=1e-3, atol=1.0)
+    replay.close()
+
+
+def test_events_measure_what_the_device_does() -> None:
+    short, long = (Replay(multiplying(num_steps, 2048)[0]) for num_steps in (4, 40))
+    short_ms, long_ms = (float(np.median(replay.timed(0.1, 20))) for replay in (short, long))
+    assert long_ms > 3 * short_ms
+    short.close()
+    long.close()
+
+
+def test_what_cannot_be_captured_is_queued_and_says_why() -> None:
+    enqueue, kept = multiplying(1)
+
+    def enqueue_and_wait(stream: Any) -> None:
+        enqueue(stream)
+        kept.count.item()  # waits for the device, which no capture allows
+
+    replay = Replay(enqueue_and_wait)
+    assert replay.graph is None
+    assert replay.why_no_graph
+    before = int(kept.count.item())
+    assert len(replay.timed(0.0, 5)) == 5
+    replay.run()
+    assert int(kept.count.item()) == before + 6
+    replay.close()
+
+
+def test_closed_replay_leaves_no_memory_behind() -> None:
+    def left_bytes() -> int:
+        enqueue, kept = multiplying(4, 2048)
+        replay = Replay(enqueue)
+        replay.run()
+        replay.close()
+        del enqueue, kept, replay
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # one a stream, which torch keeps
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated()
+
+    left_bytes()
+    before = left_bytes()
+    assert left_bytes() <= before + 2**20
+
+
+# -- measurements -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the engines of this file are kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_presets_are_measured_on_the_gpu(precision: latency.Precision) -> None:
+def test_presets_are_measured_on_the_gpu(precision: Precision) -> None:
     target, _ = latency.resolve("torch", device="cuda", precision=precision)
     measured = {name: measure_arch(PRESETS[name], target) for name in ("Swin-T", "Swin-B")}
     assert 0 < measured["Swin-T"].latency_ms < measured["Swin-B"].latency_ms < 1000
 
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_every_backend_measures_beside_a_reference_and_says_what_it_saw(
+    backend: str, precision: Precision, cache: Path, shared: Worker
+) -> None:
+    target = target_of(backend, precision)
+    with Measurer(target, reference=TINY, cache_root=cache, worker=shared) as measuring:
+        base, measured = measuring.measure(TINY), measuring.measure(SMALL)
+    for one in (base, measured):
+        require_all_figures(one, backend)
+    assert base.latency_ms < measured.latency_ms
+    assert measured.reference_id == TINY.id
+    assert measured.reference_ms is not None
+    assert measured.reference_drift is not None
+    assert measured.ratio is not None
+    assert measured.ratio > 1
+
+
+def require_all_figures(measured: Latency, backend: str) -> None:
+    assert measured.p90_ms is not None
+    assert measured.p99_ms is not None
+    assert 0 < measured.min_ms <= measured.latency_ms <= measured.p90_ms <= measured.p95_ms <= measured.p99_ms
+    assert measured.isolated_ms is not None
+    assert measured.isolated_ms > 0
+    assert measured.images_per_s is not None
+    assert measured.images_per_s > 0
+    told = json.loads(json.dumps(asdict(measured)))["environment"]
+    assert told["gpu"]["name"] == torch.cuda.get_device_name()
+    assert cuda.gpu_uuid() in told["gpu"]["uuid"]
+    assert told["gpu"]["num_sms"] > 0
+    if Gpu.find(cuda.gpu_uuid()) is not None:
+        assert told["num_samples"] >= 2
+        assert told["sm_mhz"]["min"] > 0
+    if backend.startswith("onnxruntime"):
+        assert told["backend"]["timed_by"] == "host clock"
+        return
+    assert told["backend"]["timed_by"] == "device events"
+    assert told["backend"]["cuda_graph"] is True, told["backend"]["why_no_graph"]
+    assert measured.no_graph_ms is not None
+    assert measured.no_graph_ms > 0
+    assert measured.peak_memory_bytes is not None
+    assert measured.peak_memory_bytes > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_logits_of_every_backend_are_those_of_the_model(backend: str, precision: Precision, cache: Path) -> None:
+    if precision not in latency.BACKENDS[backend].precisions:
+        pytest.skip(f"{backend} does not run {precision}")
+    target = target_of(backend, precision, batch=2)
+    deployed = deployed_for(TINY, target)
+    runner = measurement.open_runner(deployed, target, 7, cache=Cache(cache))
+    try:
+        measurement.require_same_output(runner, deployed, target, 7)
+        first = runner.logits()
+        runner.timed(0.0, 10)
+        np.testing.assert_array_equal(runner.logits(), first)
+    finally:
+        runner.close()
+
+
+def test_fp32_is_not_tf32() -> None:
+    target = target_of("torch", batch=2)
+    deployed = deployed_for(TINY, target)
+    runner = measurement.open_runner(deployed, target, 7)
+    found, exact = runner.logits(), measurement.expected_logits(deployed, measured_on_cpu(target), 7)
+    runner.close()
+    assert np.abs(found - exact).max() <= 1e-3 * exact.std()
+
+
+def measured_on_cpu(target: Target) -> Target:
+    return Target(target.backend, "", "fp32", target.batch, target.image_size, "cpu", "", "", 1, 0)
+
+
+def test_same_network_has_the_same_latency_every_time(shared: Worker) -> None:
+    target = target_of("torch", "fp16")
+    with Measurer(target, reference=TINY, worker=shared) as measuring:
+        medians_ms = [measuring.measure(SMALL).latency_ms for _ in range(4)]
+    assert max(medians_ms) / min(medians_ms) - 1 <= 0.03, medians_ms
+
+
+# -- TensorRT ---------------------------------------------------------------------------------------------------------
+
+
+def test_engine_is_built_once_and_kept(cache: Path, shared: Worker) -> None:
+    events: list[str] = []
+    target = target_of("tensorrt", "fp16")
+    with Measurer(target, cache_root=cache, worker=shared, on_event=events.append) as measuring:
+        first = measuring.measure(parse_name("Swin-E32x2.2.2.2-W7.7.7.7-N10"))
+        assert any("building the engine" in text for text in events)
+        events.clear()
+        again = measuring.measure(parse_name("Swin-E32x2.2.2.2-W7.7.7.7-N10"))
+    assert not any("building the engine" in text for text in events)
+    assert first.build_s == again.build_s, "the seconds that the build once took"
+    assert first.engine_bytes == again.engine_bytes
+    assert first.engine_bytes is not None
+    assert first.engine_bytes > 0
+
+
+def test_engines_of_one_network_differ_by_a_known_spread(cache: Path, shared: Worker) -> None:
+    target = target_of("tensorrt", "fp16")
+    with Measurer(target, cache_root=cache, worker=shared, rebuilds=2) as measuring:
+        measured = measuring.measure(parse_name("Swin-E32x2.2.2.2-W7.7.7.7-N10"))
+    assert len(measured.rebuild_medians_ms) == 1
+    assert measured.rebuild_spread is not None
+
+
+def test_engine_past_its_deadline_fails_and_the_next_is_measured(cache: Path, shared: Worker) -> None:
+    arch = parse_name("Swin-E32x2.2.2.2-W7.7.7.7-N10")
+    target = target_of("tensorrt", "fp32")
+    with (
+        Measurer(target, cache_root=cache, worker=shared, deadline_s=0.5) as measuring,
+        pytest.raises(TrialError) as caught,
+    ):
+        measuring.measure(PRESETS["Swin-B"])
+    assert caught.value.kind == "timeout"
+    with Measurer(target, cache_root=cache, worker=shared) as measuring:
+        assert measuring.measure(arch).latency_ms > 0
+
+
+# -- what breaks, and who else is there -------------------------------------------------------------------------------
+
+
+def pid_of(tell: Tell) -> int:
+    return os.getpid()
+
+
+def allow_little_memory(tell: Tell) -> None:
+    """Leaves torch in this process about 64 MB of the GPU's memory."""
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(64e6 / total_bytes)
+
+
+def break_the_context(tell: Tell) -> None:
+    """An index out of bounds: no kernel runs in this process afterwards."""
+    values = torch.zeros(4, device="cuda")
+    values[torch.tensor([10**6], device="cuda")] = 1.0
+    torch.cuda.synchronize()
+
+
+def test_measurer_survives_memory_that_runs_out() -> None:
+    target = target_of("torch")
+    with Worker() as worker, Measurer(target, worker=worker) as measuring:
+        before = worker.call(pid_of)
+        worker.call(allow_little_memory)
+        with pytest.raises(MeasureError, match="out of memory") as caught:
+            measuring.measure(PRESETS["Swin-B"])
+        assert caught.value.kind == "out_of_memory"
+        assert measuring.measure(TINY).latency_ms > 0
+        assert worker.pid not in (None, before)
+
+
+def test_batch_that_no_gpu_holds_is_out_of_memory_and_the_next_is_measured() -> None:
+    arch = parse_name("Swin-E32x2.2.2.2-W7.7.7.7-N10")
+    with Worker() as worker:
+        with (
+            Measurer(target_of("torch", batch=2**40), worker=worker) as measuring,
+            pytest.raises(MeasureError) as caught,
+        ):
+            measuring.measure(arch)
+        assert caught.value.kind == "out_of_memory"
+        with Measurer(target_of("torch"), worker=worker) as measuring:
+            assert measuring.measure(arch).latency_ms > 0
+
+
+def test_measurer_survives_a_broken_context() -> None:
+    target = target_of("torch")
+    with Worker() as worker, Measurer(target, worker=worker) as measuring:
+        first = measuring.measure(TINY)
+        before = worker.pid
+        with pytest.raises(MeasureError) as caught:
+            worker.call(break_the_context)
+        assert caught.value.kind == "crash"
+        again = measuring.measure(TINY)
+        assert worker.pid not in (None, before)
+    assert again.latency_ms == pytest.approx(first.latency_ms, rel=0.1)
+    assert torch.ones(2, device="cuda").sum().item() == 2, "this process has seen nothing of it"
+
+
+COMPUTE = """
+import torch
+matrix = torch.randn(4096, 4096, device="cuda")
+torch.cuda.synchronize()
+print("computing", flush=True)
+while True:
+    matrix @ matrix
+    torch.cuda.synchronize()
+"""
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[str]]:
+    """Another process that computes on the GPU."""
+    process = subprocess.Popen([sys.executable, "-c", COMPUTE], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == "computing"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_measurement_beside_a_stranger_is_invalid_and_names_it(stranger: subprocess.Popen[str], shared: Worker) -> None:
+    gpu = Gpu.find(cuda.gpu_uuid())
+    listed = None if gpu is None else gpu.all_processes()
+    if listed is None or stranger.pid not in {process.pid for process in listed}:
+        pytest.skip("NVML does not list the processes of this system")
+    with Measurer(target_of("torch"), worker=shared) as measuring:
+        measured = measuring.measure(TINY)
+    assert f"pid {stranger.pid} computed on the GPU meanwhile" in measured.invalid
+    assert stranger.pid in {process["pid"] for process in measured.environment["foreign_processes"]}
+    assert measured.environment["attempts"] == measurement.MAX_ATTEMPTS
+
+
+def test_our_own_processes_are_no_strangers(shared: Worker) -> None:
+    torch.ones(2, device="cuda").sum().item()  # this process is on the GPU too
+    with Measurer(target_of("torch"), worker=shared) as measuring:
+        measured = measuring.measure(TINY)
+    assert "computed on the GPU" not in measured.invalid
+
+
+# -- networks and training --------------------------------------------------------------------------------------------
 
 NETWORKS = (
     "Swin-T",

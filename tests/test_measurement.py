@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,8 +83,8 @@ class Device:
 class FakeRunner:
     """Runs on a Device; `is_reference` says which of its latencies is this one's."""
 
-    def __init__(self, device: Device, *, is_reference: bool = False, facts: Facts = Facts()) -> None:
-        self.device, self.is_reference, self.told = device, is_reference, facts
+    def __init__(self, device: Device, *, is_reference: bool = False, facts: Facts | None = None) -> None:
+        self.device, self.is_reference, self.told = device, is_reference, facts or Facts()
         self.num_closed = self.num_runs = 0
         self.output = LOGITS
         self.without_graph_ms: list[float] | None = None
@@ -490,6 +491,7 @@ def test_expected_logits_are_those_of_the_module_whatever_the_batch(batch: int) 
 def onnxruntime_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(measurement, "PAUSE_S", 0.0)
+    monkeypatch.setattr(measurement, "MAX_ATTEMPTS", 1)
     return latency.resolve("onnxruntime", device="cpu", batch=2, image_size=16)[0]
 
 
@@ -542,7 +544,5 @@ def test_graph_that_does_not_load_is_a_build_error(onnxruntime_target: Target) -
 
 
 def test_own_processes_are_this_one_and_its_owner() -> None:
-    import os
-
     assert own_pids(None) == {os.getpid()}
     assert own_pids(7) == {os.getpid(), 7}

@@ -54,7 +54,7 @@ class FakeNvml:
             "nvmlSystemGetDriverVersion": "580.65.06",
             "nvmlSystemGetCudaDriverVersion_v2": 13000,
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
-                total={"board": 24 * GIB, "slice": 5 * GIB}[handle], used=2 * GIB
+                total={"board": 24 * GIB, "slice": 5 * GIB}[handle]
             ),
             "nvmlDeviceGetMaxClockInfo": self.of_board(lambda clock: {1: 1695, 2: 6251}[clock]),
             "nvmlDeviceGetEnforcedPowerLimit": self.of_board(150_000),
@@ -195,6 +195,19 @@ def test_library_is_initialised_once_and_shut_down_at_exit(
     assert fake.calls[-1] == ("nvmlShutdown",)
 
 
+def test_driver_is_told_without_a_gpu(install: Callable[[Any], Any]) -> None:
+    install(FakeNvml())
+    assert nvml.driver_version() == "580.65.06"
+    install(FakeNvml(nvmlSystemGetDriverVersion=b"470.1"))
+    assert nvml.driver_version() == "470.1"
+
+
+def test_driver_is_empty_where_nvml_does_not_tell(install: Callable[[Any], Any]) -> None:
+    for nothing in (None, FakeNvml(nvmlInit=NVMLError("no driver")), FakeNvml().without("nvmlSystemGetDriverVersion")):
+        install(nothing)
+        assert nvml.driver_version() == ""
+
+
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +239,6 @@ def test_sample_has_units(install: Callable[[Any], Any]) -> None:
         sm_mhz=1650, memory_mhz=6250, temperature_c=61, power_w=142.5, reasons=REASON_BITS["SwPowerCap"]
     )
     assert found().violations() == {"power": 1.5, "thermal": 0.0}
-    assert found().used_memory_bytes() == 2 * GIB
 
 
 def test_old_packages_names_tell_the_same(install: Callable[[Any], Any]) -> None:
@@ -254,7 +266,7 @@ def test_old_packages_names_tell_the_same(install: Callable[[Any], Any]) -> None
     assert (gpu.sample().reasons, gpu.sample().temperature_c) == (0x4, 61)
     described = gpu.describe()
     assert (described["power_limit_w"], described["cuda"], described["name"]) == (150.0, "12.8", "NVIDIA A10")
-    assert gpu.processes() == [Process(7, GIB, "compute")]
+    assert gpu.all_processes() == [Process(7, GIB, "compute")]
 
 
 def test_old_driver_under_a_new_package_is_asked_for_its_older_list(install: Callable[[Any], Any]) -> None:
@@ -266,7 +278,7 @@ def test_old_driver_under_a_new_package_is_asked_for_its_older_list(install: Cal
             nvmlDeviceGetGraphicsRunningProcesses=NVMLLibraryMismatchError("use _v2"),
         )
     )
-    assert found().processes() == [Process(7, GIB, "compute")]
+    assert found().all_processes() == [Process(7, GIB, "compute")]
 
 
 QUERIES = sorted({name for name in FakeNvml().answers if name.startswith(("nvmlDeviceGet", "nvmlSystem"))})
@@ -277,8 +289,8 @@ def test_refused_query_leaves_only_its_own_field_untold(refused: str, install: C
     def read(fake: FakeNvml) -> dict[str, Any]:
         install(fake)
         gpu = found()
-        told: dict[str, Any] = {**gpu.describe(), **vars(gpu.sample()), "processes": gpu.processes()}
-        told["used_memory_bytes"], told["violations"] = gpu.used_memory_bytes(), gpu.violations()
+        told: dict[str, Any] = {**gpu.describe(), **vars(gpu.sample()), "processes": gpu.all_processes()}
+        told["violations"] = gpu.violations()
         told["graphics"] = [process for process in gpu.all_processes() or [] if process.kind == "graphics"]
         told["sm_percent"] = gpu.sm_percent(0.0)
         return told
@@ -301,7 +313,7 @@ def test_gpu_that_answers_nothing_has_every_key(install: Callable[[Any], Any]) -
     assert described.pop("uuid") == UUID
     assert set(described.values()) == {None}
     assert gpu.sample() == Sample(None, None, None, None, None)
-    assert (gpu.processes(), gpu.used_memory_bytes(), gpu.violations(), gpu.sm_percent(0)) == (None, None, {}, {})
+    assert (gpu.all_processes(), gpu.violations(), gpu.sm_percent(0)) == (None, {}, {})
 
 
 def test_missing_constant_leaves_the_field_untold(
@@ -317,12 +329,13 @@ def test_missing_constant_leaves_the_field_untold(
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def test_own_processes_are_left_out(install: Callable[[Any], Any]) -> None:
-    install(FakeNvml())
-    graphics = Process(100, None, "graphics")
-    assert found().processes() == [graphics, Process(4242, 3 * GIB, "compute")]
-    assert found().processes(own_pids={4242}) == [graphics]
-    assert os.getpid() in {process.pid for process in found().all_processes() or []}
+def test_processes_are_listed_by_pid_ours_too(install: Callable[[Any], Any]) -> None:
+    ours = listed(os.getpid())
+    install(FakeNvml(nvmlDeviceGetComputeRunningProcesses_v3=[listed(2**22 + 7, 3 * GIB), ours]))
+    processes = found().all_processes()
+    assert processes is not None
+    assert [process.pid for process in processes] == sorted({100, os.getpid(), 2**22 + 7})
+    assert {Process(100, None, "graphics"), Process(2**22 + 7, 3 * GIB, "compute")} < {*processes}
 
 
 def test_process_in_two_lists_is_one_process(install: Callable[[Any], Any]) -> None:
@@ -333,12 +346,12 @@ def test_process_in_two_lists_is_one_process(install: Callable[[Any], Any]) -> N
             nvmlDeviceGetMPSComputeRunningProcesses_v3=[listed(6)],
         )
     )
-    assert found().processes() == [Process(5, GIB, "compute+graphics"), Process(6, GIB, "mps")]
+    assert found().all_processes() == [Process(5, GIB, "compute+graphics"), Process(6, GIB, "mps")]
 
 
 def test_processes_are_not_told_where_the_compute_list_is_not(install: Callable[[Any], Any]) -> None:
     install(FakeNvml(nvmlDeviceGetComputeRunningProcesses_v3=NVMLError("no permission")))
-    assert found().processes() is None
+    assert found().all_processes() is None
 
 
 def test_use_of_the_gpu_is_the_mean_by_pid_without_impossible_samples(install: Callable[[Any], Any]) -> None:

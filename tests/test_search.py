@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from explorer import evaluate, latency, search
-from explorer.arch import Arch, parse_name
+from explorer.arch import Arch
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan
 from explorer.latency.measurer import DEADLINE_S
@@ -255,6 +255,28 @@ def test_end_of_the_measuring_process_is_a_failure_of_that_architecture_alone(
     assert len(bench.opened) == 1, "the measurer is kept: it starts another worker by itself"
 
 
+@pytest.mark.parametrize("kind", ["timeout", "crash", "out_of_memory"])
+def test_what_the_machine_failed_to_measure_is_measured_by_the_same_command(
+    kind: str, space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    bench.why_not = lambda arch: MeasureError("it is gone", kind) if arch.br else None
+    first = search.run(space, Evaluator(plan), store, trials=4)
+    order = [candidate.arch.id for candidate in store.candidates(first)]
+    lost = [candidate.arch.id for candidate in store.candidates(first) if candidate.outcome == "failed"]
+    assert lost
+    bench.measured.clear()
+    bench.why_not = lambda arch: None
+    record = search.run(space, Evaluator(plan), store, trials=4)
+    assert bench.measured == lost
+    candidates = store.candidates(record)
+    assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
+    assert [candidate.arch.id for candidate in candidates] == order
+    assert all(candidate.failure is None for candidate in candidates)
+    bench.measured.clear()
+    search.run(space, Evaluator(plan), store, trials=4)
+    assert bench.measured == []
+
+
 def children_of(pid: int) -> set[int]:
     """Living processes whose parent is `pid`."""
     found = set()
@@ -351,16 +373,6 @@ def test_what_a_measurement_is_doing_is_told_with_its_architecture(
     details = [event for event in events if event.kind == "detail"]
     assert [event.arch.id for event in details if event.arch] == fast_measurement
     assert {(event.step, event.message) for event in details} == {("measuring", "timing")}
-
-
-def test_architecture_is_measured_once_in_a_worker_of_its_own(plan: Plan) -> None:
-    before = children_of(os.getpid())
-    arch = parse_name("Swin-E16x1.1.1.1-R56-P1-N10")
-    found = evaluate.measure_arch(arch, plan.target, seed=1)
-    assert (found.arch_id, found.target_id) == (arch.id, plan.target.id)
-    assert 0 < found.min_ms <= found.latency_ms
-    assert (found.reference_id, found.ratio) == ("", None)
-    assert children_of(os.getpid()) == before
 
 
 def test_training_that_diverges_is_a_result_not_a_crash(

@@ -53,7 +53,7 @@ HOLDERS = {
 #: What holds no object of TensorRT, though what is asked of it has a name of TensorRT's too.
 OTHERS = {
     "trt": {"self", "self.buffers['logits'].float().cpu()", "runner", "built", "deployed.arch", "torch", "np"},
-    "trt_build": set(),
+    "trt_build": {"thread"},
 }
 #: Only in TensorRT for RTX; the product asks which library it has before it uses them.
 RTX_ONLY = {
@@ -73,12 +73,14 @@ RTX_ONLY = {
     ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
     ("IRuntimeConfig", "set_runtime_cache"),
 }
+#: Functions that run where TensorRT for RTX is, or that ask by `hasattr`; and the module itself, which asks.
+RTX_FUNCTIONS = {"_configure_rtx", "_rtx_context", "_is_capturable", "compute_capabilities", ""}
 #: Asked for by `hasattr` alone, to tell TensorRT 10 from the others, which lack it.
 TENSORRT_10_ONLY = {("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH")}
 #: How many arguments a starred one stands for.
 STARRED = {"set_shape": 3}
 #: Public methods of ours on subclasses of TensorRT's classes: all others override.
-OWN_METHODS = {"reason"}
+OWN_METHODS = {"reason", "stop"}
 
 
 @dataclass(frozen=True)
@@ -384,6 +386,19 @@ def test_lists_of_exceptions_hold_nothing_else() -> None:
         assert name in stubs()[of]
         assert not hasattr(class_in_rtx(of), name)
         assert name.encode() + b"\0" not in bindings_11()
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_names_of_rtx_alone_are_used_for_rtx_alone(file: str) -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse(SOURCES[file].read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    for use in read_product()[0]:
+        if use.file == file and use.key in RTX_ONLY:
+            around = [each.name for each in functions if each.lineno <= use.line <= (each.end_lineno or 0)]
+            assert (around or [""])[-1] in RTX_FUNCTIONS, f"{use} in {around}"
 
 
 @pytest.mark.parametrize("file", OTHERS)

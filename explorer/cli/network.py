@@ -10,6 +10,7 @@ import typer
 
 from explorer.arch import Arch
 from explorer.cli import console, options
+from explorer.errors import UserError
 from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -132,22 +133,28 @@ def measure(
 
     archs = [options.arch_of(name, storage, image_size) for name in names]
     beside = None if reference is None else options.arch_of(reference, storage, image_size)
+    unlike = [arch for arch in archs if beside is not None and arch.image_size != beside.image_size]
+    if unlike and beside is not None:
+        raise UserError(
+            f"--reference: {beside.name} takes images of {beside.image_size} pixels, {unlike[0].name} of "
+            f"{unlike[0].image_size}; a ratio of them says nothing: give --image-size"
+        )
     batches = options.batches_of(batch)
     rows: list[dict[str, Any]] = []
-    descriptions: dict[str, None] = {}
+    planned = []
+    for arch, images in ((arch, images) for images in batches for arch in archs):
+        target, why = latency.resolve(
+            backend,
+            device=device,
+            precision=options.precision_of(precision),
+            batch=images,
+            image_size=arch.image_size,
+            dynamic_to=max(batches) if dynamic_batch else None,
+        )
+        planned.append((arch, images, target))
+    console.note(why)
     with Worker() as worker:
-        for arch, images in ((arch, images) for images in batches for arch in archs):
-            target, why = latency.resolve(
-                backend,
-                device=device,
-                precision=options.precision_of(precision),
-                batch=images,
-                image_size=arch.image_size,
-                dynamic_to=max(batches) if dynamic_batch else None,
-            )
-            if not descriptions:
-                console.note(why)
-            descriptions[target.describe()] = None
+        for arch, images, target in planned:
             with console.status() as tell:
                 measurer = Measurer(
                     target,
@@ -165,7 +172,7 @@ def measure(
     if as_json:
         console.json_document({"measurements": rows})
     else:
-        console.document("\n".join(descriptions))
+        console.document("\n".join(dict.fromkeys(target.describe() for _, _, target in planned)))
     if any(row["latency_ms"] is None for row in rows):
         raise typer.Exit(1)
 

@@ -54,9 +54,7 @@ def show(profiled: Profile) -> None:
         console.document("")
         _show_bars(shares, profiled.total_ms)
     console.document("")
-    console.document(
-        f"{'sum of the parts':24}{profiled.total_ms:10.3f} ms  median of {profiled.num_runs} profiled runs"
-    )
+    console.document(f"{'sum of the parts':24}{profiled.total_ms:10.3f} ms  of {profiled.num_runs} profiled runs")
     console.document(f"{'plain run':24}{profiled.plain_ms:10.3f} ms  short median without a profiler, which costs time")
     for remark in profiled.remarks:
         console.document(f"- {remark}")

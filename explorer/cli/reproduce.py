@@ -113,6 +113,7 @@ def _networks(
     if as_json:
         content = {"table": name, "target": asdict(target) if target else None, "accuracies": origin, "rows": compared}
         console.json_document(content)
+        _exit_where_failed(known)
         return
     _show(name, compared)
     for key, what in (("params", "deployed parameters"), ("flops", "FLOPs"), ("onnx_tool", "FLOPs by onnx-tool")):
@@ -129,6 +130,13 @@ def _networks(
     if any(row["ratio"] is not None for row in compared):
         console.document(f"ratio: latency over {REFERENCE}'s, timed beside it where a network was measured beside it")
     console.document("the paper's: RTX 3080, batch 1, TensorRT 8.5 FP16 and PyTorch 1.13 FP32; ImageNet-1K top-1")
+    _exit_where_failed(known)
+
+
+def _exit_where_failed(known: _Known) -> None:
+    """Exit code 1 where a network could not be measured, as `measure` has it."""
+    if known.failed:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class _Known:
     reference: Latency | None = None
     target: Target | None = None
     origin: dict[str, Any] | None = None
+    failed: int = 0
 
 
 def _of_study(study: str, storage: str, target: Target | None) -> _Known:
@@ -188,18 +197,20 @@ def _measured(name: str, rows: tuple[PaperRow, ...], target: Target, storage: st
             baseline_ms=reference.latency_ms if reference is not None and _is_valid(reference) else None,
             cache_root=options.cache_root(),
         ) as measurer:
+            failed = 0
             for index, arch in enumerate(missing, 1):
                 console.note(f"{index}/{len(missing)} measuring {arch.name}")
                 try:
                     found = measurer.measure(arch)
                 except TrialError as error:
-                    console.error(f"{arch.name}: {error}")
+                    console.error(str(error) if arch.name in str(error) else f"{arch.name}: {error}")
+                    failed += 1
                     continue
                 store.add_latency(arch, target, found)
                 latencies[arch.id] = found
     finally:
         store.close()
-    return replace(known, latencies=latencies, reference=reference, target=target)
+    return replace(known, latencies=latencies, reference=reference, target=target, failed=failed)
 
 
 def _is_valid(latency: Latency | None) -> bool:
@@ -230,7 +241,7 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
         ],
         "paper's PyTorch ratio": [_or_blank(row["paper_torch_ratio"] if has_ratio else None, "{:.2f}") for row in rows],
         "ratio": [_or_blank(row["ratio"], "{:.2f}") for row in rows],
-        "ms": [_or_blank(row["latency_ms"], "{:.3f}") + "?" * _is_doubtful(row) for row in rows],
+        "ms": [_or_blank(row["latency_ms"], "{:.3f}") + _doubt(row) for row in rows],
     }
     filled = {title: cells for title, cells in columns.items() if any(cells)}
     shown = Table()
@@ -241,8 +252,9 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
     console.table(shown)
 
 
-def _is_doubtful(row: dict[str, Any]) -> bool:
-    return row["is_stable"] is False or row["invalid"] is not None
+def _doubt(row: dict[str, Any]) -> str:
+    """`!` for an invalid latency, `?` for one that did not settle."""
+    return "!" if row["invalid"] is not None else "?" * (row["is_stable"] is False)
 
 
 def _or_blank(value: float | None, template: str, unit: float = 1.0) -> str:

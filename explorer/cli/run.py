@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -10,10 +11,11 @@ import typer
 
 from explorer.cli import console, options
 from explorer.errors import BackendMissing, RecipeError, UserError, WeightsError
-from explorer.records import DEFAULT_STORAGE
+from explorer.records import DEFAULT_STORAGE, Precision
 
 if TYPE_CHECKING:
     from explorer.latency import trt_build
+    from explorer.latency.engine_file import Engine
     from explorer.model.deployment import Deployed
     from explorer.model.swin import Swin
     from explorer.model.weights import Layout
@@ -76,8 +78,9 @@ def export(
     from explorer import model
     from explorer.training.recipe import RunFile, load_recipe, load_run, write_run
 
+    started = time.monotonic()
     images = options.batch_of(batch)
-    building = _engine_options(what, images, max_batch, compute_capability)
+    building = _engine_options(what, images, max_batch, compute_capability, options.precision_of(precision))
     arch = options.arch_of(name, storage)
     if name.endswith((".yaml", ".yml")):
         run = load_run(Path(name))
@@ -103,9 +106,12 @@ def export(
     weights = model.export_weights(module, cast("Layout", layout)) if layout is not None else None
     deployed = model.deploy(module, arch, batch=images, precision=options.precision_of(precision), seed=run.seed)
     assert deployed.onnx_bytes is not None
+    engine = None if building is None else _built_engine(deployed, to / "model.onnx", building, started + deadline)
     try:
         to.mkdir(parents=True, exist_ok=True)
         (to / "model.onnx").write_bytes(deployed.onnx_bytes)
+        if engine is not None:
+            engine.write(to)
         if weights is not None:
             from safetensors.torch import save
 
@@ -121,8 +127,10 @@ def export(
     console.document(
         f"{to / 'model.onnx'}  {precision}, batch {batch}, {origin}, {len(deployed.onnx_bytes) / 1e6:.1f} MB"
     )
-    if building is not None:
-        _write_engine(deployed, to / "model.onnx", building, deadline)
+    if engine is not None:
+        _tell_engine(engine, to)
+    elif (to / "model.engine").exists():
+        console.note(f"{to / 'model.engine'} is of an earlier export, and stays")
     if layout is not None:
         console.document(f"{to / 'weights.safetensors'}  in the layout of {layout}")
     elif (to / "weights.safetensors").exists():
@@ -133,7 +141,7 @@ def export(
 
 
 def _engine_options(
-    what: str, images: int | None, max_batch: int | None, compute_capability: str | None
+    what: str, images: int | None, max_batch: int | None, compute_capability: str | None, precision: Precision
 ) -> trt_build.Options | None:
     """How the engine is to be built; None where none is. Raises UserError before anything is written."""
     if what not in ("run", "engine"):
@@ -148,7 +156,8 @@ def _engine_options(
         raise UserError("--max-batch: the engine is for one batch; say --batch dynamic")
     from explorer.latency import sees_gpu, trt_build
 
-    named = tuple(one.strip() for one in compute_capability.split(",")) if compute_capability else ()
+    parts = compute_capability.split(",") if compute_capability else []
+    named = tuple(dict.fromkeys(part.strip() for part in parts))
     known = trt_build.compute_capabilities()
     unknown = [one for one in named if one not in known]
     if unknown:
@@ -156,9 +165,13 @@ def _engine_options(
         raise UserError(
             f"--compute-capability: {unknown[0]!r} is not known to {trt_build.version()}; allowed: {allowed}"
         )
+    if "7.5" in named and precision != "fp16":
+        raise UserError(
+            f"--compute-capability: 7.5 runs no {precision} matrix products in TensorRT for RTX; use --precision fp16"
+        )
     if not named and not sees_gpu():
         raise BackendMissing(
-            f"--what engine: there is no NVIDIA GPU here to build for; name one: --compute-capability {known[-1]}"
+            "--what engine: there is no NVIDIA GPU here to build for; name one: --compute-capability 8.6"
             if known
             else "--what engine: there is no NVIDIA GPU here to build for, and TensorRT builds for no other; TensorRT for RTX "
             "does: pip install tensorrt_rtx_cu13_bindings tensorrt_rtx_cu13_libs"
@@ -167,27 +180,28 @@ def _engine_options(
     return trt_build.Options(batches=None if images is not None else (1, most, most), compute_capabilities=named)
 
 
-def _write_engine(deployed: Deployed, onnx_file: Path, building: trt_build.Options, deadline_s: float) -> None:
-    import time
-
-    from explorer.latency.engine_file import ENGINE, METADATA, write_engine
+def _built_engine(deployed: Deployed, onnx_file: Path, building: trt_build.Options, deadline: float) -> Engine:
+    from explorer.latency.engine_file import build_engine
 
     with console.status() as tell:
-        try:
-            metadata = write_engine(
-                deployed,
-                onnx_file,
-                building,
-                deadline=time.monotonic() + deadline_s,
-                on_event=lambda phase, done, total: tell(f"building the engine: {phase} {done}/{total}"),
-            )
-        except OSError as error:
-            raise UserError(f"--to: {onnx_file.parent}: cannot be written: {error.strerror}") from None
+        return build_engine(
+            deployed,
+            onnx_file,
+            building,
+            deadline=deadline,
+            on_event=lambda phase, done, total: tell(f"building the engine: {phase} {done}/{total}"),
+        )
+
+
+def _tell_engine(engine: Engine, folder: Path) -> None:
+    from explorer.latency.engine_file import ENGINE, METADATA
+
+    metadata = engine.metadata
     console.document(
-        f"{onnx_file.parent / ENGINE}  TensorRT {metadata['tensorrt']}, {metadata['engine_bytes'] / 1e6:.1f} MB, built in "
+        f"{folder / ENGINE}  TensorRT {metadata['tensorrt']}, {metadata['engine_bytes'] / 1e6:.1f} MB, built in "
         f"{metadata['build_s']:.1f} s; not run, so not compared with the model: `swinexplore measure` does both"
     )
-    console.document(f"{onnx_file.parent / METADATA}  the same without swinexplore: {metadata['trtexec']}")
+    console.document(f"{folder / METADATA}  the same without swinexplore: {metadata['trtexec']}")
 
 
 def _origin(arch_id: str, study: str | None, storage: str) -> dict[str, Any]:

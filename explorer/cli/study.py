@@ -14,7 +14,7 @@ from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
     from explorer.evaluate import Evaluator, Plan
-    from explorer.records import StudyRecord, Target
+    from explorer.records import Candidate, StudyRecord, Target
     from explorer.report import Findings
     from explorer.space import Space
     from explorer.store import Store
@@ -254,7 +254,11 @@ def _findings(store: Store, records: list[StudyRecord], max_latency_ms: float | 
     from explorer.report import findings
 
     first = records[0]
-    candidates = {c.arch.id: c for record in reversed(records) for c in store.candidates(record)}
+    candidates: dict[str, Candidate] = {}
+    for candidate in (c for record in records for c in store.candidates(record)):
+        known = candidates.get(candidate.arch.id)
+        if known is None or (known.outcome != "complete" and candidate.outcome == "complete"):
+            candidates[candidate.arch.id] = candidate
     return findings(
         " + ".join(record.name for record in records),
         store.target(first.target_id).describe(),

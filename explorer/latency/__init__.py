@@ -173,8 +173,16 @@ def _version(backend: str, kind: DeviceKind) -> str:
     if kind == "cuda" and packages[0].startswith("onnxruntime"):
         from explorer.latency.ort import PROVIDERS, require_provider
 
-        require_provider(PROVIDERS[backend, kind])
+        require_provider(backend, PROVIDERS[backend, kind])
+    if backend == "onnxruntime-tensorrt":
+        return f"{version} with TensorRT {_tensorrt_beside()}"
     return version
+
+
+def _tensorrt_beside() -> str:
+    """The TensorRT that ONNX Runtime's provider loads, as far as packages tell."""
+    packages = (f"tensorrt{cuda}{part}" for cuda in ("", "_cu13", "_cu12") for part in ("", "_libs"))
+    return next((found for package in packages if (found := environment.version_of(package))), "of the system")
 
 
 def sees_gpu() -> bool:

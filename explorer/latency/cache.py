@@ -14,6 +14,7 @@ import logging
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 #: The least recently used files go when the folder holds more than this.
 MAX_BYTES: Final = 8 * 2**30
 _PRIVATE: Final = 0o700
+_WRITING: Final = ".writing-"
+_ABANDONED_S: Final = 3600.0
 
 
 def default_root() -> Path:
@@ -59,8 +62,10 @@ class Cache:
         file, notes = self.root / f"{key}.{kind}", self.root / f"{key}.{kind}.json"
         try:
             content, noted = file.read_bytes(), json.loads(notes.read_text(encoding="utf-8"))
-            expected = noted["sha256"]
+            expected, told = noted["sha256"], noted["notes"]
         except FileNotFoundError:
+            if file.exists():
+                logger.warning("cache: %s has no notes beside it; it is made anew", file)
             return None
         except (OSError, ValueError, KeyError, TypeError):
             logger.warning("cache: %s cannot be read; it is made anew", file)
@@ -70,7 +75,7 @@ class Cache:
             return None
         with contextlib.suppress(OSError):
             os.utime(file)
-        return content, noted["notes"]
+        return content, told
 
     def store(self, kind: str, key: str, content: bytes, **notes: Any) -> None:
         """Keeps `content` with JSON-ready `notes`; what cannot be written is only said: a cache is not needed."""
@@ -83,6 +88,9 @@ class Cache:
             logger.warning("cache: %s cannot be written: %s", self.root, error.strerror)
 
     def _make_room(self) -> None:
+        for left in self.root.glob(f"{_WRITING}*"):  # of a process that was killed
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.unlink(missing_ok=True)
         files = sorted(
             (file for file in self.root.iterdir() if file.suffix == ".engine"), key=lambda file: file.stat().st_mtime
         )
@@ -97,7 +105,7 @@ class Cache:
 
 def _write(path: Path, content: bytes) -> None:
     """All or nothing: another process sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_WRITING)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

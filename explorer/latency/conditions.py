@@ -4,17 +4,24 @@ A `Watch` is started right before a timing and stopped right after it; the `Cond
 and one of three verdicts:
 
 - invalid, the timing is not one of the device left to us at its own speed. On a GPU: clocks lowered by heat or by the
-  board (HwSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown, SwThermalSlowdown in any sample), another process that
-  computes, or one of graphics that keeps more than MAX_GRAPHICS_SM_PERCENT busy. On a CPU: other processes that kept
-  more than `max_foreign_cpus` processors busy on average.
+  board (HwSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown, SwThermalSlowdown in any sample), or another process that
+  used the SMs for more than MAX_IDLE_SM_PERCENT of the time, MAX_GRAPHICS_SM_PERCENT where it draws, be it beside
+  computing. On a CPU: other processes that kept more than `max_foreign_cpus` processors busy on average.
 - a remark, kept and told: SwPowerCap, SyncBoost, application and display clock settings, limits of the board, a moving
-  SM clock, idle graphics (a desktop's), and whatever NVML would not tell.
+  SM clock, processes on the GPU below those limits (an idle notebook, a desktop), MPS servers, and whatever NVML would
+  not tell.
 - nothing. GpuIdle is ignored: it is how a GPU looks between two runs.
 
-In a container NVML may list no process, or list ours under the host's pid. So where none of our own pids is listed, as
-many unknown pids as we have processes are taken for ours, with a remark. Policy after NVIDIA's advice for TensorRT
-(Best Practices, "Hardware/Software Environment for Performance Measurements") and the meaning of the bits in the NVML
-reference (nvmlClocksEventReasons). Nothing is changed on a device: a locked clock is recognised, never set.
+We compute ourselves while we watch. So where NVML tells no process's use of the SMs, not even ours, it tells none; then a
+process that computes only, or through MPS, makes the timing invalid and one that draws is a remark. Where it tells of
+any, a process that it does not name was idle. Its samples are short means that come up to a second late: a short burst
+may be missed, and a timing shorter than a sample may find none.
+
+In a container NVML may list no process, or list ours under the host's pid. So where none of our own pids is listed and no
+more unknown pids may have computed than we have processes, these are taken for ours, with a remark. Policy after NVIDIA's
+advice for TensorRT (Best Practices, "Hardware/Software Environment for Performance Measurements") and the meaning of the
+bits in the NVML reference (nvmlClocksEventReasons). Nothing is changed on a device: a locked clock is recognised, never
+set.
 """
 
 from __future__ import annotations
@@ -39,6 +46,8 @@ STEADY_SAMPLES: Final = 5
 SAMPLE_PERIOD_S: Final = 0.1
 #: Listing processes costs more than a sample: every tenth.
 SAMPLES_PER_LISTING: Final = 10
+#: The least that NVML tells beside 0: it gives whole percents.
+MAX_IDLE_SM_PERCENT: Final = 1.0
 #: A desktop that draws a cursor stays below; a game or a video wall does not.
 MAX_GRAPHICS_SM_PERCENT: Final = 10.0
 #: Enough samples to call a clock constant.
@@ -88,7 +97,7 @@ class Watch(Protocol):
 
 
 def watch_for(device_kind: Literal["cpu", "cuda"], gpu: Gpu | None, own_pids: frozenset[int]) -> Watch:
-    """The watch for a device. `own_pids`: processes of ours, beside this one, that may use the GPU."""
+    """The watch for a device. `own_pids`: processes of ours, beside this one, that hold a context on the GPU."""
     return GpuWatch(gpu, own_pids) if device_kind == "cuda" else CpuWatch()
 
 
@@ -165,7 +174,7 @@ class GpuWatch:
         """Ends the thread, takes the last sample and judges by all of them."""
         if self._gpu is None:
             remark = "NVML is missing: neither the clocks nor other processes were watched"
-            return Conditions(record={"num_samples": 0}, invalid="", remarks=(remark,))
+            return Conditions(record={"nvml_samples": 0}, invalid="", remarks=(remark,))
         assert self._thread is not None, "stop without start"
         self._ended.set()
         self._thread.join()
@@ -218,7 +227,7 @@ def _judge(sight: _Sight, gpu: Gpu, own_pids: frozenset[int]) -> Conditions:
     slowdown = next((phrase for name, phrase in _SLOWDOWNS.items() if name in reasons), "")
     temperatures_c, powers_w = sight.told("temperature_c"), sight.told("power_w")
     record = {
-        "num_samples": len(sight.samples),
+        "nvml_samples": len(sight.samples),
         "sm_mhz": _spread(sight.told("sm_mhz")),
         "memory_mhz": _spread(sight.told("memory_mhz")),
         "is_clock_locked": _is_clock_locked(sight, gpu.max_sm_mhz(), reasons),
@@ -251,32 +260,60 @@ def _judge_processes(
     if sight.processes is None:
         return None, "", ("NVML does not tell which processes use the GPU",)
     others = [process for pid, process in sorted(sight.processes.items()) if pid not in own_pids]
-    sm_percent = gpu.sm_percent(sight.started_s)
-    computing = [process for process in others if _computes(process, sm_percent)]
-    unknown = [process for process in computing if not _is_running(process.pid)]
+    sm_percent = _told_use(gpu, sight.started_s, others)
+    suspects = [process for process in others if _may_disturb(process, sm_percent)]
+    unknown = [process for process in suspects if not _is_running(process.pid)]
     if len(others) < len(sight.processes) or len(unknown) > len(own_pids):
         unknown = []
     remarks = [
-        f"pid {process.pid} on the GPU is not one of this system: perhaps this process, seen from outside its container"
+        f"pid {process.pid} on the GPU is not one of this system: perhaps ours, as seen from outside its container"
         for process in unknown
     ]
-    num_idle = len(others) - len(computing)
-    if num_idle:
-        remarks.append(f"{num_idle} graphics or MPS server process{'es' * (num_idle > 1)} on the GPU")
-    foreign = [process for process in computing if process not in unknown]
-    return others, "; ".join(_presence(process) for process in foreign), tuple(remarks)
+    remarks += _harmless_remarks([process for process in others if process not in suspects], sm_percent)
+    foreign = [process for process in suspects if process not in unknown]
+    return others, "; ".join(_presence(process, sm_percent) for process in foreign), tuple(remarks)
 
 
-def _computes(process: Process, sm_percent: dict[int, float]) -> bool:
-    """Whether the process may take time from ours: not an MPS server (its clients do), nor graphics known to be idle."""
-    if "graphics" in process.kind:
-        return sm_percent.get(process.pid, 0.0) > MAX_GRAPHICS_SM_PERCENT
-    return not _is_mps_server(process.pid)
+def _told_use(gpu: Gpu, since_s: float, processes: list[Process]) -> dict[int, float] | None:
+    """Use of the SMs by each process; None if not told, as where an MPS server stands in for its clients."""
+    told = {pid: percent for pid, percent in gpu.sm_percent(since_s).items() if not _is_mps_server(pid)}
+    return {process.pid: told.get(process.pid, 0.0) for process in processes} if told else None
 
 
-def _presence(process: Process) -> str:
+def _may_disturb(process: Process, sm_percent: dict[int, float] | None) -> bool:
+    """Whether the process took time from ours, or may have. An MPS server does not: its clients do."""
+    if _is_mps_server(process.pid):
+        return False
+    is_graphics = "graphics" in process.kind
+    if sm_percent is None:
+        return not is_graphics
+    return sm_percent[process.pid] > (MAX_GRAPHICS_SM_PERCENT if is_graphics else MAX_IDLE_SM_PERCENT)
+
+
+def _presence(process: Process, sm_percent: dict[int, float] | None) -> str:
     memory = "" if process.memory_bytes is None else f" ({process.memory_bytes / 1e9:.1f} GB)"
+    if sm_percent is None:
+        return f"pid {process.pid} is on the GPU{memory}, and NVML does not tell whether it computes"
     return f"pid {process.pid} computed on the GPU meanwhile{memory}"
+
+
+def _harmless_remarks(processes: list[Process], sm_percent: dict[int, float] | None) -> list[str]:
+    """Remarks on processes that do not disturb: a desktop has many, so those of which the same is told share one."""
+    servers = [process.pid for process in processes if _is_mps_server(process.pid)]
+    pids = [process.pid for process in processes if process.pid not in servers]
+    remarks = [f"pid {pid} on the GPU is an MPS server" for pid in servers]
+    if sm_percent is None:
+        return [*remarks, f"NVML does not tell how busy graphics kept the GPU ({_named(pids)})"] if pids else remarks
+    idle = [pid for pid in pids if sm_percent[pid] <= MAX_IDLE_SM_PERCENT]
+    remarks += [f"pid {pid} used the GPU for {sm_percent[pid]:.0f}% of the time" for pid in pids if pid not in idle]
+    if idle:
+        state = "holds memory on the GPU and is idle" if len(idle) == 1 else "hold memory on the GPU and are idle"
+        remarks.append(f"{_named(idle)} {state}")
+    return remarks
+
+
+def _named(pids: list[int]) -> str:
+    return f"pid{'s' * (len(pids) > 1)} {', '.join(map(str, pids))}"
 
 
 def _is_running(pid: int) -> bool:

@@ -23,14 +23,22 @@ class Replay:
     """An inference on a stream of its own, as a CUDA graph where it can be captured.
 
     `enqueue` queues one inference on the stream it is given and returns at once; it raises MeasureError. `why_no_graph`: why
-    it is queued anew every time, empty where a graph is replayed. Raises what `enqueue` raises.
+    it is queued anew every time, empty where a graph is replayed; `why_not` where it is not to be captured. Raises what
+    `enqueue` raises.
     """
 
-    def __init__(self, enqueue: Callable[[Any], None], *, cuda: Any = torch.cuda, capture: bool = True) -> None:
+    def __init__(
+        self,
+        enqueue: Callable[[Any], None],
+        *,
+        cuda: Any = torch.cuda,
+        capture: bool = True,
+        why_not: str = "not asked for",
+    ) -> None:
         self.enqueue, self.cuda = enqueue, cuda
         self.stream = cuda.Stream()
         self.graph: Any = None
-        self.why_no_graph = "not asked for"
+        self.why_no_graph = why_not
         cuda.synchronize()  # inputs are in place before another stream reads them
         with cuda.stream(self.stream):
             for _ in range(RUNS_BEFORE_CAPTURE):

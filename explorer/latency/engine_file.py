@@ -1,4 +1,4 @@
-"""Writes a TensorRT engine for others to run, with what it is and the command that builds the same without swinexplore."""
+"""A TensorRT engine for others to run, with what it is and the command that builds the same without swinexplore."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,38 @@ from explorer.model.deployment import Deployed
 ENGINE, METADATA = "model.engine", "engine.json"
 
 
-def write_engine(
+@dataclass(frozen=True)
+class Engine:
+    """A built engine and what is told of it."""
+
+    plan: bytes
+    metadata: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes both files. Raises OSError."""
+        (folder / METADATA).unlink(missing_ok=True)  # never beside an engine that it is not of
+        (folder / ENGINE).write_bytes(self.plan)
+        (folder / METADATA).write_text(json.dumps(self.metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def build_engine(
     deployed: Deployed,
     onnx_file: Path,
     options: trt_build.Options,
     *,
     deadline: float | None = None,
     on_event: Callable[[str, int, int], None] = lambda phase, done, total: None,
-) -> dict[str, Any]:
-    """Builds the engine of `onnx_file`, which holds `deployed`, and writes it beside it; returns its metadata.
+) -> Engine:
+    """Builds the engine of `deployed`, whose graph will stand in `onnx_file`; nothing is written yet.
 
-    `options.compute_capabilities`: for GPUs that are not here. Takes seconds to minutes. Raises what `trt_build.build` raises,
-    and OSError.
+    `options.compute_capabilities`: for GPUs that are not here. Takes seconds to minutes. Raises what `trt_build.build` raises.
     """
     assert deployed.onnx_bytes is not None
     arch = deployed.arch
-    built = trt_build.build(deployed.onnx_bytes, options, name=arch.name, deadline=deadline, on_event=on_event)
+    # Builders time kernels on the GPU that they build for.
+    held = nullcontext() if options.compute_capabilities else environment.exclusive("cuda")
+    with held:
+        built = trt_build.build(deployed.onnx_bytes, options, name=arch.name, deadline=deadline, on_event=on_event)
     metadata = {
         "swinexplore": environment.version_of("swinexplore"),
         "graph_version": GRAPH_VERSION,
@@ -50,12 +68,13 @@ def write_engine(
         "engine_bytes": len(built.plan),
         "compared_with_model": False,
         "trtexec": trt_build.trtexec(
-            shlex.quote(str(onnx_file)), options, image=(arch.channels, arch.image_size, arch.image_size)
+            shlex.quote(str(onnx_file)),
+            shlex.quote(str(onnx_file.with_name("rebuilt.engine"))),
+            options,
+            image=(arch.channels, arch.image_size, arch.image_size),
         ),
     }
-    (onnx_file.parent / ENGINE).write_bytes(built.plan)
-    (onnx_file.parent / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    return metadata
+    return Engine(built.plan, metadata)
 
 
 def _gpu() -> dict[str, Any] | None:

@@ -36,6 +36,22 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_cores() -> int | None:
+    """Physical cores of the machine, None where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    cores, package = set(), ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "physical id":
+            package = value.strip()
+        elif key.strip() == "core id":
+            cores.add((package, value.strip()))
+    return len(cores) or None
+
+
 def cpu_threads() -> int:
     """Logical processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -47,11 +63,13 @@ def has_nvidia_driver() -> bool:
 
 
 def nvidia_driver() -> str:
-    """The NVIDIA driver's version, or an empty string where the system does not tell."""
+    """The NVIDIA driver's version, or an empty string where neither the system nor NVML tells."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
     except OSError:
-        return ""
+        from explorer.latency.nvml import driver_version
+
+        return driver_version()
     return next((word for word in words if word[:1].isdigit() and "." in word), "")
 
 
@@ -67,6 +85,7 @@ def describe_host() -> dict[str, Any]:
     """Host, versions and load average now, as JSON-ready values."""
     return {
         "cpu": cpu_model(),
+        "cpu_cores": cpu_cores(),
         "cpu_threads": cpu_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from explorer.errors import MismatchError
+from explorer.errors import MismatchError, TrialError
 from explorer.latency import environment
 from explorer.latency.base import Runner, Samples, isolated_ms, sample
 from explorer.latency.cache import Cache
@@ -47,7 +47,7 @@ OnEvent = Callable[[str], None]
 class Reference:
     """The base model, loaded and kept to be timed beside every candidate.
 
-    `baseline_ms`: its own latency, which drift is counted from; None until it has been timed.
+    `baseline_ms`: its own latency, which drift is counted from; None where no valid one is known.
     """
 
     arch_id: str
@@ -123,12 +123,12 @@ def measure(
     deadline: float | None = None,
     own_pids: frozenset[int] = frozenset(),
     on_event: OnEvent = lambda text: None,
-    keep: Callable[[Runner, float], bool] = lambda runner, latency_ms: False,
+    keep: Callable[[Runner], bool] = lambda runner: False,
 ) -> Latency:
     """Measures `deployed` on `target`. Takes seconds, with TensorRT up to minutes.
 
     `prepare_s`: seconds that building and exporting took, kept with the result. `rebuilds`: engines to build in all.
-    `keep`: is given the runner and its latency in the end and says whether it takes it over; otherwise it is closed.
+    `keep`: is given the runner in the end and says whether it takes it over; otherwise it is closed.
     Raises BuildError, MeasureError and MismatchError.
     """
     start = time.perf_counter()
@@ -140,21 +140,31 @@ def measure(
         require_same_output(runner, deployed, target, seed)
         gpu = _gpu(target)
         on_event("timing")
-        attempts = _attempts(runner, watch_for(target.device_kind, gpu, own_pids), reference, on_event)
+        watch = watch_for(target.device_kind, gpu, own_pids)
+        attempts = _attempts(runner, watch, reference, on_event)
         best = min(attempts, key=lambda attempt: attempt.faults)
         latency = replace(
             _latency(deployed, target, runner, best, attempts, gpu),
             reference_id="" if reference is None else reference.arch_id,
         )
-        medians = [
-            _rebuilt_ms(deployed, target, seed, cache, deadline, on_event, f"{index}/{rebuilds}")
-            for index in range(2, rebuilds + 1)
-        ]
-        is_kept = keep(runner, latency.latency_ms)
+        is_kept = keep(runner)
     finally:
         if not is_kept:
             runner.close()
-    return replace(latency, prepare_s=prepare_s + opened - start, rebuild_medians_ms=tuple(medians))
+    latency = replace(latency, prepare_s=prepare_s + opened - start)
+    for index in range(2, rebuilds + 1):
+        on_event(f"building engine {index}/{rebuilds}")
+        try:
+            attempt = _rebuilt(deployed, target, seed, watch, cache, deadline, on_event)
+        except TrialError as error:
+            return replace(latency, remarks=(*latency.remarks, f"engine {index} of {rebuilds} was not built: {error}"))
+        if attempt.conditions.invalid:
+            remark = f"engine {index} of {rebuilds} was not timed: {attempt.conditions.invalid}"
+            latency = replace(latency, remarks=(*latency.remarks, remark))
+        else:
+            medians_ms = (*latency.rebuild_medians_ms, attempt.samples.latency_ms)
+            latency = replace(latency, rebuild_medians_ms=medians_ms)
+    return latency
 
 
 def require_same_output(runner: Runner, deployed: Deployed, target: Target, seed: int) -> None:
@@ -210,8 +220,7 @@ def _attempt(runner: Runner, watch: Watch, reference: Reference | None) -> _Atte
         reference_ms = drift = None
         if reference is not None:
             reference_ms = sample(reference.runner.timed, is_steady=has_steady_clock).latency_ms
-            reference.baseline_ms = reference.baseline_ms or reference_ms
-            drift = reference_ms / reference.baseline_ms - 1
+            drift = None if reference.baseline_ms is None else reference_ms / reference.baseline_ms - 1
         samples = sample(runner.timed, is_steady=has_steady_clock)
     finally:
         conditions = watch.stop()
@@ -266,21 +275,20 @@ def _latency(
     )
 
 
-def _rebuilt_ms(
+def _rebuilt(
     deployed: Deployed,
     target: Target,
     seed: int,
+    watch: Watch,
     cache: Cache | None,
     deadline: float | None,
     on_event: OnEvent,
-    place: str,
-) -> float:
-    """The latency of one more engine of the same network."""
-    on_event(f"building engine {place}")
+) -> _Attempt:
+    """One more engine of the same network, timed under the same watch as the first."""
     runner = open_runner(deployed, target, seed, cache=cache, fresh=True, deadline=deadline, on_event=on_event)
     try:
         require_same_output(runner, deployed, target, seed)
-        return sample(runner.timed).latency_ms
+        return min(_attempts(runner, watch, None, on_event), key=lambda attempt: attempt.faults)
     finally:
         runner.close()
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -169,12 +168,6 @@ class Gpu:
         """The highest clock that the streaming multiprocessors can have."""
         return self._clock("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM")
 
-    def processes(self, own_pids: Collection[int] = ()) -> list[Process] | None:
-        """The processes on the GPU without this one and without `own_pids`; None where NVML does not tell."""
-        listed = self.all_processes()
-        ours = {os.getpid(), *own_pids}
-        return None if listed is None else [process for process in listed if process.pid not in ours]
-
     def all_processes(self) -> list[Process] | None:
         """The processes that hold a context on the GPU, by pid, ours too; None where NVML does not tell of compute ones.
 
@@ -194,7 +187,8 @@ class Gpu:
     def sm_percent(self, since_s: float) -> dict[int, float]:
         """Mean use of the streaming multiprocessors by pid since `since_s` (seconds since the epoch), 0 to 100.
 
-        Empty where NVML does not tell, as under MIG; processes that used none are absent.
+        Empty where NVML does not tell, as under MIG; processes that used none are absent. NVML's samples are means over a
+        sixth of a second to a second and come that much late: a short burst may be missing, or all within a second.
         """
         samples = self._own("nvmlDeviceGetProcessUtilization", int(since_s * 1e6)) or []
         percents: dict[int, list[int]] = {}
@@ -202,11 +196,6 @@ class Gpu:
             if sample.pid and sample.smUtil <= 100:  # drivers leave unused entries empty or unset
                 percents.setdefault(int(sample.pid), []).append(int(sample.smUtil))
         return {pid: sum(seen) / len(seen) for pid, seen in percents.items()}
-
-    def used_memory_bytes(self) -> int | None:
-        """Device memory in use by all processes and the driver."""
-        memory = self._own("nvmlDeviceGetMemoryInfo")
-        return None if memory is None else int(memory.used)
 
     def violations(self) -> dict[str, float]:
         """Seconds, counted up without end, in which clocks were lowered for `power` or `thermal`; only what NVML tells."""
@@ -260,6 +249,12 @@ class Gpu:
         """Memory in bytes by pid, from the first of `names` that answers."""
         listed = next((answer for name in names if (answer := self._own(name)) is not None), None)
         return None if listed is None else {int(entry.pid): entry.usedGpuMemory for entry in listed}
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, or an empty string where NVML is missing or does not tell."""
+    library = _library()
+    return "" if library is None else _text(_ask(library, "nvmlSystemGetDriverVersion")) or ""
 
 
 def _pynvml() -> Any:

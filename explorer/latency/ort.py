@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from explorer.errors import BackendMissing, BuildError, MeasureError
+from explorer.errors import BackendMissing, BuildError, MeasureError, ran_out_of_memory
 from explorer.latency.base import Facts, HostTimed
 from explorer.model.deployment import Deployed
 from explorer.records import Target
@@ -41,7 +41,8 @@ class OrtRunner(HostTimed):
         assert deployed.onnx_bytes is not None
         self.name, self.device = deployed.arch.name, target.device_kind
         self.provider = PROVIDERS[target.backend, target.device_kind]
-        require_provider(self.provider)
+        require_provider(target.backend, self.provider)
+        free_bytes = _free_bytes(target)
         start = time.perf_counter()
         try:
             self.session = onnxruntime.InferenceSession(
@@ -62,6 +63,10 @@ class OrtRunner(HostTimed):
         values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32).astype(dtype)
         self.feeds = {"image": values}
         self.binding = None if target.device_kind == "cpu" else self._bind(values)
+        self.peak_memory_bytes: int | None = None
+        if free_bytes is not None:
+            self.run()
+            self.peak_memory_bytes = max(0, free_bytes - (_free_bytes(target) or 0))
 
     def run(self) -> None:
         """One inference; returns when its logits are there."""
@@ -82,7 +87,8 @@ class OrtRunner(HostTimed):
 
     def facts(self) -> Facts:
         """See `Runner.facts`."""
-        return Facts(build_s=self.build_s, record={"provider": self.provider, "timed_by": "host clock"})
+        record = {"provider": self.provider, "timed_by": "host clock"}
+        return Facts(build_s=self.build_s, peak_memory_bytes=self.peak_memory_bytes, record=record)
 
     def close(self) -> None:
         """Ends the session and its threads."""
@@ -98,18 +104,25 @@ class OrtRunner(HostTimed):
         return binding
 
 
+def _free_bytes(target: Target) -> int | None:
+    """Free memory of the GPU; None on a CPU."""
+    if target.device_kind == "cpu":
+        return None
+    from explorer.latency.cuda import free_memory_bytes
+
+    return free_memory_bytes()
+
+
 def _kind_of(error: Exception) -> str | None:
-    return (
-        "out_of_memory" if "failed to allocate" in str(error).lower() or "out of memory" in str(error).lower() else None
-    )
+    return "out_of_memory" if ran_out_of_memory(error) else None
 
 
-def require_provider(provider: str) -> None:
+def require_provider(backend: str, provider: str) -> None:
     """Raises BackendMissing where the installed ONNX Runtime has no such execution provider."""
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise BackendMissing(
-            f"backend onnxruntime: this ONNX Runtime has no {provider} (it has {', '.join(available)}); install it: "
+            f"backend {backend}: this ONNX Runtime has no {provider} (it has {', '.join(available)}); install it: "
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
         )
 

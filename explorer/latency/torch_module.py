@@ -12,13 +12,15 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch._dynamo.config as dynamo_config
 
-from explorer.errors import BuildError, MeasureError
+from explorer.errors import BuildError, MeasureError, ran_out_of_memory
 from explorer.latency import base
 from explorer.latency.base import Facts
 from explorer.model.deployment import Deployed
 from explorer.records import Target
 
+_MAX_COMPILED: Final = 1 << 20
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -39,7 +41,7 @@ class TorchRunner:
         arch = deployed.arch
         shape = (target.batch, arch.channels, arch.image_size, arch.image_size)
         values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-        free_bytes = _free_bytes(is_cuda=is_cuda)
+        kept_bytes = _reserved_bytes() if is_cuda else 0
         try:
             self.module: Any = copy.deepcopy(deployed.module).to(self.device, dtype).eval()
             self.image = torch.from_numpy(values).to(self.device, dtype)
@@ -57,7 +59,7 @@ class TorchRunner:
                 "cuda_graph": self.replay.graph is not None,
                 "why_no_graph": self.replay.why_no_graph,
             }
-        self.peak_memory_bytes = None if free_bytes is None else max(0, free_bytes - (_free_bytes(is_cuda=True) or 0))
+        self.peak_memory_bytes = torch.cuda.max_memory_reserved() - kept_bytes if is_cuda else None
 
     def run(self) -> None:
         """One inference; on a GPU it waits for the device."""
@@ -95,12 +97,16 @@ class TorchRunner:
             self.replay.close()
         del self.module, self.image, self.output, self.captured
         if self.device.type == "cuda":
+            if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
+                torch._C._cuda_clearCublasWorkspaces()  # one a stream, else the next network would find it there
             torch.cuda.empty_cache()
 
     def _compile(self) -> float:
         """Seconds that the compilation took: that of the first call."""
-        torch.compiler.reset()
-        self.module = torch.compile(self.module, dynamic=False)
+        # Nothing is compiled away silently: many networks share one forward(), and past torch's limit it would run eagerly.
+        dynamo_config.recompile_limit = dynamo_config.accumulated_recompile_limit = _MAX_COMPILED
+        dynamo_config.fail_on_recompile_limit_hit = True
+        self.module = torch.compile(self.module, dynamic=False, fullgraph=True)
         start = time.perf_counter()
         try:
             self._set_output()
@@ -118,12 +124,13 @@ class TorchRunner:
         except torch.OutOfMemoryError as error:
             raise MeasureError(f"{self.name}: out of memory: {error}", "out_of_memory") from error
         except RuntimeError as error:
-            raise MeasureError(f"{self.name}: torch failed while running: {error}") from error
+            kind = "out_of_memory" if ran_out_of_memory(error) else None
+            raise MeasureError(f"{self.name}: torch failed while running: {error}", kind) from error
 
 
-def _free_bytes(*, is_cuda: bool) -> int | None:
-    if not is_cuda:
-        return None
-    from explorer.latency.cuda import free_memory_bytes
-
-    return free_memory_bytes()
+def _reserved_bytes() -> int:
+    """Memory that torch holds of the GPU, after it gave back what it keeps for later; peaks are counted from here."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()

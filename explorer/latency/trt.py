@@ -53,12 +53,23 @@ class TrtRunner:
         self.name = deployed.arch.name
         self.log = trt_build.Log()
         options = options_of(target)
+        plan, self.build_s, is_kept = _plan(deployed, options, cache, fresh=fresh, deadline=deadline, on_event=on_event)
         free_bytes = free_memory_bytes()
-        plan, self.build_s = _plan(deployed, options, cache, fresh=fresh, deadline=deadline, on_event=on_event)
+        try:
+            self._load(plan, cache)
+        except BuildError:
+            if not is_kept:
+                raise
+            on_event("building the engine anew: the one that was kept does not load")
+            plan, self.build_s, _ = _plan(
+                deployed, options, cache, fresh=fresh, deadline=deadline, on_event=on_event, use_kept=False
+            )
+            self._load(plan, cache)
         self.engine_bytes = len(plan)
-        self._load(plan, cache)
         self.buffers = self._bind(target, deployed, seed)
-        self.replay = Replay(self._enqueue, capture=capture and self._is_capturable())
+        is_capturable = self._is_capturable()
+        why_not = "not asked for" if is_capturable else "TensorRT says that the engine cannot be captured"
+        self.replay = Replay(self._enqueue, capture=capture and is_capturable, why_not=why_not)
         self.replay.run()
         self.peak_memory_bytes = max(0, free_bytes - free_memory_bytes())
         self.record = {
@@ -85,7 +96,9 @@ class TrtRunner:
         return None if self.replay.graph is None else self.replay.timed(at_least_s, at_least_runs, graph=False)
 
     def logits(self) -> np.ndarray:
-        """(batch, classes) in fp32."""
+        """(batch, classes) in fp32: of this run, not of one before it."""
+        self.buffers["logits"].fill_(math.nan)
+        torch.cuda.synchronize()
         self.run()
         return self.buffers["logits"].float().cpu().numpy()
 
@@ -131,7 +144,10 @@ class TrtRunner:
         context = engine.create_execution_context(config)
         if context is not None:
             size = max(1, engine.device_memory_size_v2)
-            self.memory = torch.empty(size, dtype=torch.uint8, device="cuda")
+            try:
+                self.memory = torch.empty(size, dtype=torch.uint8, device="cuda")
+            except torch.OutOfMemoryError as error:
+                raise MeasureError(f"{self.name}: out of memory: {error}", "out_of_memory") from error
             context.set_device_memory(self.memory.data_ptr(), size)
             cache.store("runtime", key, bytes(memoryview(compiled.serialize())))
         return context
@@ -188,14 +204,15 @@ def _plan(
     fresh: bool,
     deadline: float | None,
     on_event: OnEvent,
-) -> tuple[bytes, float]:
-    """The engine and the seconds it once took to build, from the cache where it is there."""
+    use_kept: bool = True,
+) -> tuple[bytes, float, bool]:
+    """The engine, the seconds it once took to build, and whether it was in the cache."""
     assert deployed.onnx_bytes is not None
     graph = hashlib.sha256(deployed.onnx_bytes).hexdigest()
     key = key_of(graph=graph, machine=machine_key(), options=options.to_dict())
-    kept = None if fresh else cache.load("engine", key)
+    kept = cache.load("engine", key) if use_kept and not fresh else None
     if kept is not None:
-        return kept[0], float(kept[1]["build_s"])
+        return kept[0], float(kept[1]["build_s"]), True
     timings = None if fresh else cache.load("timing", machine_key())
     built = trt_build.build(
         deployed.onnx_bytes,
@@ -209,7 +226,7 @@ def _plan(
         cache.store("engine", key, built.plan, build_s=built.build_s, arch=deployed.arch.name, log=built.log)
         if built.timing_cache is not None:
             cache.store("timing", machine_key(), built.timing_cache)
-    return built.plan, built.build_s
+    return built.plan, built.build_s, False
 
 
 class _LayerTimes(trt.IProfiler):

@@ -21,7 +21,10 @@ LIBRARIES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 #: What RTX logs as an internal error on every good build.
 _NOISE: Final = "Thread context has not been set"
 _ERRORS: Final = ("INTERNAL_ERROR", "ERROR")
+_KEPT: Final = (*_ERRORS, "WARNING")
 _MAX_LINES: Final = 400
+#: A signal is seen this soon.
+_JOIN_S: Final = 0.2
 
 
 def _import() -> Any:
@@ -60,8 +63,9 @@ class Options:
 
     `level`: builder optimization level (0..5; no effect in RTX). `aux_streams`: streams beside the main one, 0 for one stream.
     `workspace_bytes`: None for the library's default. `batches`: smallest, usual and largest batch of a dynamic graph.
-    `compute_capabilities`: `8.6` and the like, which RTX builds for; empty for the GPU that is here. `user_allocation`: the
-    context's memory is the caller's, without which RTX does not promise that an inference can be captured in a CUDA graph.
+    `compute_capabilities`: `8.6` and the like, each once, which RTX builds for; empty for the GPU that is here.
+    `user_allocation`: the context's memory is the caller's, without which RTX does not promise that an inference can be
+    captured in a CUDA graph.
     """
 
     level: int = 3
@@ -70,6 +74,11 @@ class Options:
     batches: tuple[int, int, int] | None = None
     compute_capabilities: tuple[str, ...] = ()
     user_allocation: bool = False
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.level <= 5
+        assert self.aux_streams >= 0
+        assert len(set(self.compute_capabilities)) == len(self.compute_capabilities)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -90,7 +99,7 @@ class Built:
 
 
 class Log(trt.ILogger):
-    """Keeps the last lines of TensorRT's log. Must live as long as anything that was given it."""
+    """Keeps the last warnings and errors of TensorRT's log. Must live as long as anything that was given it."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -98,8 +107,9 @@ class Log(trt.ILogger):
 
     def log(self, severity: Any, msg: str) -> None:
         """Called by TensorRT, from any thread."""
-        self.lines.append((severity.name, msg))
-        del self.lines[:-_MAX_LINES]
+        if severity.name in _KEPT:
+            self.lines.append((severity.name, msg))
+            del self.lines[:-_MAX_LINES]
 
     def reason(self) -> str:
         """What TensorRT says went wrong."""
@@ -137,12 +147,18 @@ class Progress(trt.IProgressMonitor):
         with self.lock:
             self.steps.pop(phase_name, None)
 
+    def stop(self, reason: BaseException) -> None:
+        """Ends the build at its next step."""
+        self.stopped_by = self.stopped_by or reason
+
     def _tell(self, phase: str, done: int) -> None:
+        if self.stopped_by is not None:
+            return
         # An exception would be printed and lost inside TensorRT.
         try:
             self.on_event(phase, done, self.steps.get(phase, done))
         except BaseException as error:  # noqa: BLE001
-            self.stopped_by = error
+            self.stop(error)
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.is_late = True
 
@@ -182,18 +198,34 @@ def build(
         _configure_rtx(config, options)
     else:
         cache = config.create_timing_cache(timing_cache or b"")
-        config.set_timing_cache(cache, False)
+        if not config.set_timing_cache(cache, False):  # of another GPU or library after all
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     progress = Progress(on_event, deadline)
     config.progress_monitor = progress
     start = time.perf_counter()
-    plan = builder.build_serialized_network(network, config)
+    plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), progress)
     if progress.stopped_by is not None:
         raise progress.stopped_by
     if plan is None:
-        raise _failure(name, log, is_late=progress.is_late, seconds=time.perf_counter() - start)
+        raise _failure(name, log, options, is_late=progress.is_late, seconds=time.perf_counter() - start)
     new_cache = None if IS_RTX else bytes(memoryview(config.get_timing_cache().serialize()))
     seconds = time.perf_counter() - start
     return Built(bytes(memoryview(plan)), seconds, network.num_layers, new_cache, tuple(log.lines))
+
+
+def _in_a_thread(build: Callable[[], Any], progress: Progress) -> Any:
+    """What `build` returns. A signal would be raised inside a callback of TensorRT, which prints it and builds on."""
+    built: list[Any] = []
+    thread = threading.Thread(target=lambda: built.append(build()), daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_JOIN_S)
+    except BaseException as error:
+        progress.stop(error)
+        thread.join()
+        raise
+    return built[0] if built else None
 
 
 def compute_capabilities() -> tuple[str, ...]:
@@ -216,23 +248,29 @@ def require_supported(compute_capability: str) -> None:
         )
 
 
-def trtexec(onnx: str, options: Options, *, image: tuple[int, int, int]) -> str:
-    """The command that builds the same engine from the file `onnx` and times it, without swinexplore.
+def trtexec(onnx: str, engine: str, options: Options, *, image: tuple[int, int, int]) -> str:
+    """The command that builds the same engine from the file `onnx` into `engine` and times it, without swinexplore.
 
-    `image`: channels, height, width. TensorRT 11 replays a CUDA graph and moves no data unless told; 10 must be told.
+    `image`: channels, height, width. TensorRT 11 replays a CUDA graph and moves no data unless told; 10 and RTX must be told.
     """
-    words = ["tensorrt_rtx" if IS_RTX else "trtexec", f"--onnx={onnx}", "--noTF32", "--profilingVerbosity=detailed"]
+    program = "tensorrt_rtx" if IS_RTX else "trtexec"
+    words = [program, f"--onnx={onnx}", f"--saveEngine={engine}", "--noTF32", "--profilingVerbosity=detailed"]
     words += [f"--builderOptimizationLevel={options.level}", f"--maxAuxStreams={options.aux_streams}"]
     if options.workspace_bytes is not None:
-        words.append(f"--memPoolSize=workspace:{options.workspace_bytes / 2**20:g}M")
+        words.append(f"--memPoolSize=workspace:{options.workspace_bytes}B")
     if options.batches is not None:
         shapes = ("x".join(map(str, (batch, *image))) for batch in options.batches)
         words += [f"--{kind}Shapes=image:{shape}" for kind, shape in zip(("min", "opt", "max"), shapes, strict=True)]
     if options.compute_capabilities:
         named = ",".join(one.replace(".", "") for one in options.compute_capabilities)
         words.append(f"--computeCapabilities={named}")
-    if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # TensorRT 10
-        words += ["--stronglyTyped", "--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
+    elif IS_RTX:
+        words.append("--useGpu")
+    is_10 = hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+    if is_10:
+        words.append("--stronglyTyped")
+    if is_10 or IS_RTX:
+        words += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
     return " ".join(words)
 
 
@@ -266,22 +304,27 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, in
         tensor = network.get_input(index)
         rest = tuple(tensor.shape)[1:]
         profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
-    config.add_optimization_profile(profile)
+    if config.add_optimization_profile(profile) < 0:
+        numbers = ", ".join(map(str, batches))
+        raise BuildError(f"the graph does not take batch {numbers} as its smallest, usual and largest")
 
 
 def _parser_errors(parser: Any) -> str:
     errors = (parser.get_error(index) for index in range(parser.num_errors))
-    return "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}".strip() for error in errors)
+    return "; ".join(
+        f"{error.node_operator()} {error.node_name()}: {error.desc()}".removeprefix(" : ") for error in errors
+    )
 
 
-def _failure(name: str, log: Log, *, is_late: bool, seconds: float) -> Exception:
+def _failure(name: str, log: Log, options: Options, *, is_late: bool, seconds: float) -> Exception:
     reason = log.reason()
     if is_late:
         return BuildError(f"{name}: the engine was not built by its deadline, after {seconds:.0f} s", "timeout")
-    if "driver version is insufficient" in reason or "no CUDA-capable device" in reason or "cudaError 100" in reason:
+    has_no_gpu = "driver version is insufficient" in reason or "no CUDA-capable device" in reason
+    if has_no_gpu and not options.compute_capabilities:
         return BackendMissing(
             f"backend tensorrt: TensorRT {version()} finds no NVIDIA GPU to build for ({reason}); name one, for TensorRT for "
-            f"RTX: --compute-capability {(compute_capabilities() or ('8.6',))[-1]}"
+            "RTX: --compute-capability 8.6"
         )
     text = "\n".join(message for severity, message in log.lines if severity in (*_ERRORS, "WARNING"))
     is_memory = "OutOfMemory" in text or "out of memory" in text.lower()

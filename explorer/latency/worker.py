@@ -7,6 +7,7 @@ that is killed, and when a call is past its deadline.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import pickle
@@ -16,13 +17,14 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import IO, Any, Final, TypeVar
 
-from explorer.errors import ExplorerError, MeasureError
+from explorer.errors import ExplorerError, MeasureError, ran_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ T = TypeVar("T")
 _CLOSE_S: Final = 5.0
 #: Lines of the worker's own output that a message about its end holds.
 _LAST_LINES: Final = 3
+_PR_SET_PDEATHSIG: Final = 1
+_BUGS: Final = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 _SERVE: Final = "from explorer.latency.worker import serve; serve()"
 #: TF32 off in every CUDA library: fp32 means fp32.
 _ENVIRONMENT: Final = {"NVIDIA_TF32_OVERRIDE": "0"}
@@ -96,7 +100,7 @@ class Worker:
         ours, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -152,7 +156,10 @@ def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes
     """Kills a worker: what it had to keep is kept."""
     connection.close()
     process.kill()
-    process.wait()
+    try:
+        process.wait(_CLOSE_S)
+    except subprocess.TimeoutExpired:
+        logger.warning("the measuring process %d does not end: it hangs inside the driver", process.pid)
     log.close()
 
 
@@ -171,6 +178,10 @@ def serve() -> None:
     """What the worker runs: calls from the connection whose descriptor is its first argument, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
     descriptor, owner = int(sys.argv[1]), int(sys.argv[2])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            _PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # also where native code never lets the thread below run
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     connection = Connection(descriptor)
     lock = threading.Lock()
@@ -191,6 +202,7 @@ def serve() -> None:
         try:
             message = ("result", function(*arguments, lambda text: send(("event", text))))
         except BaseException as error:  # noqa: BLE001
+            traceback.print_exc()
             message = ("error", _portable(error))
         with suppress(BrokenPipeError):
             send(message)
@@ -204,11 +216,18 @@ def _end_with(owner: int) -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error where it is one of ours; else a MeasureError that says it, of kind `out_of_memory` or `crash`."""
+    """The error where it is one of ours; of a library a MeasureError that says it, of kind `out_of_memory` or `crash`; what
+    can only be a bug of ours becomes an ExplorerError with its traceback.
+    """
     if isinstance(error, ExplorerError):
         with suppress(Exception):
             pickle.loads(pickle.dumps(error))
             return error
     text = f"{type(error).__name__}: {error}".strip()
-    ran_out = isinstance(error, MemoryError) or "out of memory" in text.lower() or "allocate memory" in text
-    return MeasureError(text, "out_of_memory" if ran_out else "crash")
+    if ran_out_of_memory(error):
+        return MeasureError(text, "out_of_memory")
+    if not isinstance(error, _BUGS) or isinstance(error, NotImplementedError):
+        return MeasureError(text, "crash")
+    bug = ExplorerError(f"in the measuring process: {text}")
+    bug.add_note(traceback.format_exc())
+    return bug

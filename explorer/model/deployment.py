@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from explorer.arch import Arch
-from explorer.errors import BuildError, ExportError, MismatchError, ParityError
+from explorer.errors import BuildError, ExportError, MismatchError, ParityError, ran_out_of_memory
 from explorer.model.onnx_graph import write_onnx
 from explorer.model.swin import Swin
 from explorer.records import Precision
@@ -159,5 +159,9 @@ def _difference(module: Swin, onnx_bytes: bytes, *, batches: tuple[int, ...], se
             spread = float(expected.std()) or 1.0
             differences.append(float(np.abs(logits.astype(np.float32) - expected).max()) / spread)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        if ran_out_of_memory(error):
+            raise BuildError(
+                f"{arch.name}: out of memory while the graph was checked: {error}", "out_of_memory"
+            ) from error
         raise BuildError(f"{arch.name}: ONNX Runtime does not run the graph: {error}") from error
     return float(np.max(differences))

@@ -246,9 +246,11 @@ class _Search:
         return words
 
     def is_open(self, candidate: Candidate) -> bool:
-        """Whether a candidate was stopped by a latency limit that no longer stops it, or its latency is invalid."""
+        """Whether a candidate was stopped by a latency limit that no longer stops it, or its latency is to be measured again."""
         limit, latency_ms = self.evaluator.plan.max_latency_ms, candidate.latency_ms
         if candidate.latency is not None and candidate.latency.invalid:
+            return True
+        if candidate.failure is not None and candidate.failure.is_passing:
             return True
         return candidate.outcome == "gated" and (limit is None or (latency_ms is not None and latency_ms <= limit))
 
@@ -262,7 +264,10 @@ class _Search:
         """The base model's latency, which others are compared with, where the space itself does not hold the base."""
         try:
             self.evaluator.latency(
-                self.space.base, self.store, lambda step: self.report("step", arch=self.space.base, step=step)
+                self.space.base,
+                self.store,
+                lambda step: self.report("step", arch=self.space.base, step=step),
+                lambda text: self.report("detail", arch=self.space.base, step="measuring", message=text),
             )
         except TrialError as error:
             logger.warning("the base model %s has no latency: %s", self.space.base.name, error)
@@ -298,7 +303,8 @@ class _Search:
         front = tuple(complete[index].arch.id for index in pareto.front(accuracies, latencies))
         if front and front != self.front:
             base = self.store.latency(self.record.base_id, self.record.target_id)
-            reference_ms = REFERENCE_FACTOR * (latencies[0] if base is None else base.latency_ms)
+            is_known = base is not None and not base.invalid
+            reference_ms = REFERENCE_FACTOR * (base.latency_ms if base is not None and is_known else latencies[0])
             volume = pareto.hypervolume(accuracies, latencies, reference_ms=reference_ms)
             self.store.add_front(FrontRecord(self.record.name, len(self.candidates), front, volume, reference_ms))
             self.front = front

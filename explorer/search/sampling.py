@@ -67,7 +67,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def told_constraints(candidate: Candidate, max_latency_ms: float | None) -> dict[str, float]:
     """Constraints by name; more than 0 is violated. `latency` in ms over the limit, `failed` 1 for a failure."""
     over = 0.0
-    if max_latency_ms is not None and candidate.latency_ms is not None:
+    is_valid = candidate.latency is not None and not candidate.latency.invalid
+    if max_latency_ms is not None and candidate.latency_ms is not None and is_valid:
         over = candidate.latency_ms - max_latency_ms
     return {"latency": over, "failed": float(candidate.outcome == "failed")}
 

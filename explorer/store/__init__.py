@@ -1,8 +1,9 @@
 """Facts and studies in SQLite, in the same file as Optuna's tables. The only module with SQL.
 
 Facts (architectures, latencies, scores, failures) are keyed by what they are facts of, inserted if absent and never
-changed, but for an invalid latency, which a later one replaces; studies point at them. Table names avoid Optuna's
-(studies, study_*, trials, trial_*, version_info, alembic_version); the schema's version stands in `explorer_version`.
+changed, but for an invalid latency and a failure of the machine, which a later one replaces; studies point at them. Table
+names avoid Optuna's (studies, study_*, trials, trial_*, version_info, alembic_version); the schema's version stands in
+`explorer_version`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from explorer.arch import Arch
 from explorer.errors import StoreError
 from explorer.records import (
     DEFAULT_STORAGE,
+    PASSING,
     Candidate,
     Failure,
     FrontRecord,
@@ -169,10 +171,16 @@ class Store:
             _leave_or_add(connection, schema.scores, **score_values(score))
 
     def add_failure(self, arch: Arch, failure: Failure) -> None:
-        """Keeps why a fact is missing; what is there already stays."""
+        """Keeps why a fact is missing; what is there already stays, unless it was the machine's fault."""
+        values = asdict(failure)
+        insert = insert_or_leave(schema.failures).values(**values)
         with self._transaction() as connection:
             _add_arch(connection, arch)
-            _leave_or_add(connection, schema.failures, **asdict(failure))
+            connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["key"], set_=values, where=schema.failures.c.kind.in_(PASSING)
+                )
+            )
 
     def mean_seconds(self, target_id: str, recipe_id: str) -> tuple[float | None, float | None]:
         """Mean seconds of a latency step on this target and of a training with this recipe, None where none is kept."""
@@ -316,6 +324,8 @@ class Store:
 
     def _migrate(self, path: Path) -> None:
         with self._transaction() as connection:
+            # Python's sqlite3 begins no transaction before DDL: half an upgrade would stay.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             has_version = sa.inspect(connection).has_table("explorer_version")
             version = connection.execute(sa.select(schema.version.c.version)).scalar() if has_version else None
             if version is None:
