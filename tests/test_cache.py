@@ -145,6 +145,11 @@ def digest_alone(cache: Cache) -> None:
     notes.write_text(json.dumps({"sha256": noted["sha256"]}), encoding="utf-8")
 
 
+def folder_as_notes(cache: Cache) -> None:
+    (cache.root / "k.engine.json").unlink()
+    (cache.root / "k.engine.json").mkdir()
+
+
 def folder_in_its_place(cache: Cache) -> None:
     (cache.root / "k.engine").unlink()
     (cache.root / "k.engine").mkdir()
@@ -176,9 +181,26 @@ def test_what_is_not_as_it_was_written_is_not_loaded_and_is_written_anew(
     assert cache.load("engine", "k") == (PLAN, {"build_s": 2.5})
 
 
-def test_folder_in_the_place_of_a_file_is_said_and_not_loaded(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_without_notes_is_told_as_such(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     cache.store("engine", "k", PLAN)
-    folder_in_its_place(cache)
+    remove_notes(cache)
+    assert cache.load("engine", "k") is None
+    assert caplog.messages == [f"cache: {cache.root / 'k.engine'} has no notes beside it; it is made anew"]
+
+
+def test_notes_without_their_engine_are_nothing_to_talk_of(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    cache.store("engine", "k", PLAN)
+    (cache.root / "k.engine").unlink()
+    assert cache.load("engine", "k") is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("harm", [folder_in_its_place, folder_as_notes])
+def test_folder_in_the_place_of_a_file_is_said_and_not_loaded(
+    harm: Callable[[Cache], None], cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.store("engine", "k", PLAN)
+    harm(cache)
     assert cache.load("engine", "k") is None
     assert "cannot be read" in caplog.text
 
@@ -268,6 +290,15 @@ def test_timing_caches_stay_when_engines_make_room(tmp_path: Path) -> None:
     put(cache, "old", 100, used_s=1)
     cache.store("engine", "new", bytes(100))
     assert cache.load("timing", "machine") == (bytes(500), {})
+
+
+def test_what_a_killed_process_left_half_written_goes_in_time(cache: Cache) -> None:
+    abandoned, at_work = cache.root / ".writing-abandoned", cache.root / ".writing-at-work"
+    for path in (abandoned, at_work):
+        path.write_bytes(PLAN[:3])
+    os.utime(abandoned, (1e9, 1e9))
+    cache.store("timing", "machine", b"timing")
+    assert names(cache) == {".writing-at-work", "machine.timing", "machine.timing.json"}
 
 
 def test_cache_holds_gigabytes_by_default(cache: Cache) -> None:

@@ -188,6 +188,12 @@ def test_capture_may_be_left_out() -> None:
     assert "begin capture" not in cuda.log
 
 
+def test_reason_not_to_capture_is_told() -> None:
+    cuda, why = FakeCuda(), "its shapes depend on the input"
+    assert Replay(cuda.enqueue, cuda=cuda, capture=False, why_not=why).why_no_graph == why
+    assert Replay(cuda.enqueue, cuda=cuda, why_not=why).why_no_graph == "", "it was captured all the same"
+
+
 def test_error_of_the_network_goes_through() -> None:
     def enqueue(stream: Any) -> None:
         raise MeasureError("out of memory", "out_of_memory")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,51 @@ import pytest
 
 from explorer import latency
 from explorer.arch import Arch, parse_name
-from explorer.errors import BackendMissing, BuildError, MeasureError, TrialError
+from explorer.errors import BackendMissing, BuildError, MeasureError, MismatchError, ParityError, TrialError
 from explorer.latency import base, measurement, measurer
 from explorer.latency.conditions import Conditions
-from explorer.latency.measurer import Measurer, Settings, deployed_for
+from explorer.latency.measurer import Measurer, Settings, _Call, deployed_for
 from explorer.latency.worker import Worker
-from explorer.records import Latency, Target
+from explorer.records import PASSING, Latency, Target
 
 BASE = parse_name("Swin-E16x1.1.1.1-W2.2.2.1-R16-P2-N10")
 ARCH = parse_name("Swin-E16x1.2.1.1-W2.2.2.1-R16-P2-N10")
 OTHER = parse_name("Swin-E16x2.1.1.1-W2.2.2.1-R16-P2-N10")
 Tell = Callable[[str], None]
 
+
+class Verdict:
+    """A watch that finds this."""
+
+    def __init__(self, invalid: str) -> None:
+        self.invalid = invalid
+
+    def start(self) -> None: ...
+
+    def stop(self) -> Conditions:
+        return Conditions({}, self.invalid, ())
+
+    def clock_mhz(self) -> float | None:
+        return None
+
+
 # -- what the worker does beside measuring -----------------------------------------------------------------------------
 
 
 def hurry(tell: Tell) -> int:
-    """Makes this process forget what it has loaded, and measure once and briefly; gives its pid."""
+    """Makes this process forget what it has loaded, and measure once, briefly and undisturbed; gives its pid."""
     for bench in measurer._bench:
         bench.close()
     measurer._bench.clear()
     base.WARM_UP_S, base.CLOCK_MOST_S, base.WINDOW_S, base.MAX_WINDOWS = 0.0, 0.0, 0.0, 3  # type: ignore[misc]
     measurement.PAUSE_S, measurement.MAX_ATTEMPTS, measurement.MAX_DRIFT_ATTEMPTS = 0.0, 1, 1  # type: ignore[misc]
+    measurement.watch_for = lambda *arguments: Verdict("")
     return os.getpid()
+
+
+def disturb(invalid: str, tell: Tell) -> None:
+    """Every measurement from now on is invalid."""
+    measurement.watch_for = lambda *arguments: Verdict(invalid)
 
 
 def pid_of(tell: Tell) -> int:
@@ -103,7 +127,8 @@ def test_reference_is_loaded_once_and_timed_beside_every_architecture(
         assert measured.reference_ms is not None
         assert measured.ratio == measured.latency_ms / measured.reference_ms
         assert measured.prepare_s > 0
-    assert first.reference_drift == 0.0, "the first is what the others are counted from"
+    assert first.reference_drift is None, "the first is what the others are counted from"
+    assert measuring.baseline_ms == first.reference_ms
     assert second.reference_ms is not None
     assert first.reference_ms is not None
     assert second.reference_drift == pytest.approx(second.reference_ms / first.reference_ms - 1)
@@ -122,8 +147,8 @@ def test_base_that_is_measured_first_stays_loaded_as_the_reference(
     beside = measuring.measure(ARCH)
     assert LOADING not in events
     assert beside.reference_ms is not None
-    if not own.invalid:
-        assert beside.reference_drift == pytest.approx(beside.reference_ms / own.latency_ms - 1)
+    assert measuring.baseline_ms == own.latency_ms
+    assert beside.reference_drift == pytest.approx(beside.reference_ms / own.latency_ms - 1)
 
 
 def test_drift_is_counted_from_the_latency_that_is_stored(opened: Callable[..., Measurer]) -> None:
@@ -207,51 +232,220 @@ def test_architecture_past_the_deadline_fails_with_its_worker(opened: Callable[.
     assert isinstance(opened().measure(ARCH), Latency)
 
 
-def test_reference_that_cannot_be_loaded_is_no_fault_of_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "MAX_ATTEMPTS", 1)
-    asked: list[str] = []
+def test_drift_is_not_counted_from_a_measurement_of_the_base_that_is_invalid(
+    opened: Callable[..., Measurer], worker: Worker
+) -> None:
+    measuring = opened(reference=BASE)
+    worker.call(disturb, "other processes kept 1.9 CPUs busy")
+    assert measuring.measure(BASE).invalid
+    assert measuring.measure(ARCH).reference_drift is None
+    assert measuring.baseline_ms is None
+    worker.call(disturb, "")
+    first, second = measuring.measure(ARCH), measuring.measure(ARCH)
+    assert (first.invalid, first.reference_drift) == ("", None)
+    assert measuring.baseline_ms == first.reference_ms, "the first valid one is what the others are counted from"
+    assert second.reference_drift is not None
 
-    def deploy(arch: Arch, target: Target, **options: Any) -> Any:
-        asked.append(arch.id)
-        if arch == BASE:
-            raise BuildError("the base model does not load")
-        return deployed_for(arch, target, **options)
 
-    monkeypatch.setattr(measurer, "deployed_for", deploy)
-    bench = measurer._Bench(Settings(target_for(), reference=BASE))
-    for _ in range(2):
-        measured = bench.measure(ARCH, os.getpid(), lambda text: None)
-        assert measured.remarks[-1] == "no reference beside it: the base model does not load"
-        assert (measured.reference_id, measured.reference_ms) == ("", None)
-    assert asked.count(BASE.id) == 1, "it is not tried again for every architecture"
+# -- the reference is loaded in a call of its own ---------------------------------------------------------------------
+
+
+class Script:
+    """A worker that answers as it is told: `faults` by what is called and for which architecture, once each.
+
+    As the real one it is another process after an error. `calls` holds function, architecture and what was told of the call.
+    """
+
+    def __init__(self, *latencies: Latency) -> None:
+        self.latencies = list(latencies)
+        self.faults: dict[tuple[str, str], BaseException] = {}
+        self.calls: list[tuple[str, Arch, _Call]] = []
+        self.pid: int | None = None
+        self.num_started = 0
+
+    def call(
+        self, function: Callable[..., Any], settings: Settings, arch: Arch, call: _Call, **options: Any
+    ) -> Latency | None:
+        if self.pid is None:
+            self.num_started += 1
+            self.pid = 1000 + self.num_started
+        self.calls.append((function.__name__, arch, call))
+        fault = self.faults.pop((function.__name__, arch.id), None)
+        if fault is not None:
+            self.pid = None
+            raise fault
+        if function.__name__ == "_load":
+            return None
+        return replace(self.latencies.pop(0) if self.latencies else SEEN, arch_id=arch.id)
+
+    def asked(self) -> list[tuple[str, Arch]]:
+        return [call[:2] for call in self.calls]
+
+
+SEEN = Latency(
+    *("", "t1-some", 10.0, 10.0, 10.0, 0.0, 3, (10.0,), True, 0.0, 0.0),
+    remarks=("power cap reached",),
+    reference_id=BASE.id,
+    reference_ms=5.0,
+)
+ALONE = replace(SEEN, reference_id="", reference_ms=None)
+
+
+def scripted(script: Script, **options: Any) -> Measurer:
+    target = Target("onnxruntime", "1.30", "fp32", 1, 16, "cpu", "Some CPU", "", 2, 1)
+    return Measurer(target, reference=BASE, worker=script, **options)  # type: ignore[arg-type]
+
+
+def test_reference_is_loaded_before_the_first_architecture_and_by_every_new_worker() -> None:
+    script = Script()
+    measuring = scripted(script)
+    measuring.measure(ARCH)
+    measuring.measure(OTHER)
+    script.faults["_measure", ARCH.id] = MeasureError("killed", "out_of_memory")
+    with pytest.raises(MeasureError, match="killed"):
+        measuring.measure(ARCH)
+    measuring.measure(OTHER)
+    once, twice = [("_load", BASE), ("_measure", ARCH)], [("_load", BASE), ("_measure", OTHER)]
+    assert script.asked() == [*once, ("_measure", OTHER), ("_measure", ARCH), *twice]
+    assert [call.has_reference for _, _, call in script.calls] == [False, True, True, True, False, True]
+
+
+def test_reference_that_is_measured_itself_is_not_loaded_beside() -> None:
+    script = Script()
+    measuring = scripted(script)
+    for arch in (BASE, ARCH, BASE):
+        measuring.measure(arch)
+    assert script.asked() == [("_measure", arch) for arch in (BASE, ARCH, BASE)]
+
+
+def test_baseline_is_the_first_valid_latency_and_travels_with_every_call() -> None:
+    seen = [replace(SEEN, reference_ms=ms, invalid=invalid) for ms, invalid in ((4.0, "busy"), (5.0, ""), (6.0, ""))]
+    script = Script(ALONE, *seen)
+    measuring = scripted(script)
+    for expected in (None, None, 5.0, 5.0):
+        measuring.measure(ARCH)
+        assert measuring.baseline_ms == expected
+    assert [call.baseline_ms for _, _, call in script.calls] == [None, None, None, None, 5.0]
+
+
+def test_baseline_that_is_stored_stays() -> None:
+    script = Script()
+    measuring = scripted(script, baseline_ms=7.0)
+    measuring.measure(BASE)
+    measuring.measure(ARCH)
+    assert measuring.baseline_ms == 7.0
+    assert {call.baseline_ms for _, _, call in script.calls} == {7.0}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [BuildError("does not load"), MismatchError("is not the model"), *(MeasureError(kind, kind) for kind in PASSING)],
+    ids=lambda fault: fault.kind,
+)
+def test_reference_that_never_could_be_loaded_is_a_remark_and_no_fault_of_the_architectures(fault: TrialError) -> None:
+    script = Script(ALONE, ALONE)
+    script.faults["_load", BASE.id] = fault
+    measuring = scripted(script)
+    for arch in (ARCH, OTHER):
+        measured = measuring.measure(arch)
+        assert measured.arch_id == arch.id
+        assert measured.remarks == ("power cap reached", f"no reference beside it: {fault}")
+    assert script.asked() == [("_load", BASE), ("_measure", ARCH), ("_measure", OTHER)], "it is not tried every time"
+    assert not any(call.has_reference for _, _, call in script.calls)
+
+
+def test_reference_that_can_be_measured_after_all_is_one_again() -> None:
+    script = Script()
+    script.faults["_load", BASE.id] = BuildError("does not load")
+    measuring = scripted(script)
+    measuring.measure(ARCH)
+    for arch in (BASE, OTHER):
+        assert measuring.measure(arch).remarks == ("power cap reached",)
+    assert script.calls[-1][2].has_reference
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("first", [ARCH, BASE], ids=["loaded before", "measured before"])
+def test_reference_that_cannot_be_loaded_any_more_shows_a_device_at_fault(first: Arch, kind: str) -> None:
+    script = Script()
+    measuring = scripted(script)
+    measuring.measure(first)
+    script.faults["_measure", OTHER.id] = MeasureError("illegal memory access", "crash")
+    with pytest.raises(MeasureError):
+        measuring.measure(OTHER)
+    script.faults["_load", BASE.id] = MeasureError("no kernel runs", kind)
+    with pytest.raises(BackendMissing) as caught:
+        measuring.measure(OTHER)
+    for words in ("Some CPU", BASE.name, "(no kernel runs)", "everything finished is kept"):
+        assert words in str(caught.value)
+    assert measuring.measure(OTHER).remarks == ("power cap reached",), "it is tried again by whoever goes on"
+
+
+def test_reference_that_fails_for_good_though_it_worked_is_a_remark() -> None:
+    script = Script()
+    measuring = scripted(script)
+    measuring.measure(ARCH)
+    script.pid = None
+    script.faults["_load", BASE.id] = MismatchError("is not the model")
+    assert measuring.measure(OTHER).remarks[-1] == "no reference beside it: is not the model"
+
+
+def test_reference_that_shows_a_bug_of_ours_is_no_remark() -> None:
+    script = Script()
+    script.faults["_load", BASE.id] = ParityError("the graph is not the model")
+    with pytest.raises(ParityError):
+        scripted(script).measure(ARCH)
+    assert script.asked() == [("_load", BASE)]
+
+
+class Opened:
+    """A runner of which it is only known whether it was closed."""
+
+    num_closed = 0
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+def test_reference_is_compared_with_the_model_and_closed_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, compared = Opened(), []
+
+    def refuse(*arguments: Any) -> None:
+        compared.append(arguments)
+        raise MismatchError("is not the model")
+
+    monkeypatch.setattr(measurer, "deployed_for", lambda arch, target, **options: arch)
+    monkeypatch.setattr(measurement, "open_runner", lambda *arguments, **options: runner)
+    monkeypatch.setattr(measurement, "require_same_output", refuse)
+    settings = Settings(target_for(), reference=BASE, seed=3)
+    bench = measurer._Bench(settings)
+    with pytest.raises(MismatchError):
+        bench.load_reference(BASE, _Call(None, math.inf), lambda text: None)
+    assert compared == [(runner, BASE, settings.target, 3)]
+    assert (bench.reference, runner.num_closed) == (None, 1)
+    monkeypatch.setattr(measurement, "require_same_output", lambda *arguments: None)
+    bench.load_reference(BASE, _Call(None, math.inf), lambda text: None)
+    assert bench.reference is not None
     bench.close()
+    assert runner.num_closed == 2
 
 
-class Verdict:
-    """A watch that finds this."""
-
-    def __init__(self, invalid: str) -> None:
-        self.invalid = invalid
-
-    def start(self) -> None: ...
-
-    def stop(self) -> Conditions:
-        return Conditions({}, self.invalid, ())
-
-    def clock_mhz(self) -> float | None:
-        return None
-
-
-def test_drift_is_not_counted_from_a_measurement_of_the_base_that_is_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "MAX_ATTEMPTS", 1)
-    verdicts = iter(["other processes kept 1.9 CPUs busy", ""])
-    monkeypatch.setattr(measurement, "watch_for", lambda *arguments: Verdict(next(verdicts)))
-    bench = measurer._Bench(Settings(target_for(), reference=BASE))
-    assert bench.measure(BASE, os.getpid(), lambda text: None).invalid
-    measured = bench.measure(ARCH, os.getpid(), lambda text: None)
-    bench.close()
-    assert not measured.invalid
-    assert measured.reference_drift == 0.0, "the first valid one is what the others are counted from"
+def test_reference_that_another_measurer_took_the_place_of_is_loaded_again(
+    opened: Callable[..., Measurer], events: list[str]
+) -> None:
+    measuring, other = opened(reference=BASE), opened(target_for(batch=2))
+    first = measuring.measure(ARCH)
+    events.clear()
+    other.measure(ARCH)
+    assert LOADING not in events
+    events.clear()
+    again = measuring.measure(ARCH)
+    assert events[0] == LOADING
+    assert again.reference_id == BASE.id
+    assert not any("no reference" in remark for remark in again.remarks)
+    assert again.reference_ms is not None
+    assert first.reference_ms is not None
+    assert again.reference_drift == pytest.approx(again.reference_ms / first.reference_ms - 1), "though it was replaced"
 
 
 # -- workers and measurers --------------------------------------------------------------------------------------------

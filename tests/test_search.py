@@ -130,7 +130,9 @@ def test_study_holds_as_many_different_architectures_as_asked(
     measured = [candidate.latency for candidate in candidates if candidate.latency is not None]
     assert {one.reference_id for one in measured} == {space.base.id}, "each is timed beside the base"
     assert measured[0].ratio == 1.0
-    assert all(one.ratio and one.reference_drift is not None for one in measured[1:])
+    assert all(one.ratio for one in measured)
+    if not measured[0].invalid:  # as it may be on a busy machine
+        assert all(one.reference_drift is not None for one in measured[1:]), "counted from the base's own latency"
     assert all(one.environment["versions"]["onnxruntime"] == plan.target.backend_version for one in measured)
     may_stand = {candidate.arch.id for candidate in candidates if candidate.may_stand_on_front}
     for front in store.fronts(record.name)[-1:]:

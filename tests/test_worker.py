@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from explorer.errors import BackendMissing, BuildError, ExplorerError, MeasureError
+from explorer.errors import BackendMissing, BuildError, ExplorerError, MeasureError, ParityError, TrialError
 from explorer.latency import worker as worker_module
 from explorer.latency.worker import Worker
 
@@ -42,6 +42,13 @@ def echo(*arguments: Any) -> tuple[Any, ...]:
 
 def environment_of(name: str, tell: Tell) -> str | None:
     return os.environ.get(name)
+
+
+def signal_at_the_owners_death(tell: Tell) -> int:
+    get_death_signal = 2  # PR_GET_PDEATHSIG
+    number = ctypes.c_int(-1)
+    assert ctypes.CDLL(None).prctl(get_death_signal, ctypes.byref(number)) == 0
+    return number.value
 
 
 def path_of(tell: Tell) -> list[str]:
@@ -205,12 +212,32 @@ def test_worker_imports_from_where_its_owner_does(worker: Worker, tmp_path: Path
     assert set(filter(None, sys.path)) <= set(worker.call(path_of))
 
 
+def test_worker_imports_nothing_from_the_folder_it_happens_to_run_in(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ctypes", "pickle", "logging", "explorer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not the one that is meant')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found = worker.call(path_of)
+    assert not {"", ".", str(tmp_path)} & set(found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's end")
+def test_kernel_is_asked_to_end_the_worker_with_its_owner(worker: Worker) -> None:
+    assert worker.call(signal_at_the_owners_death) == signal.SIGKILL
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "error",
-    [MeasureError("out of memory: 3 GB", "out_of_memory"), BuildError("no engine"), BackendMissing("no TensorRT")],
+    [
+        MeasureError("out of memory: 3 GB", "out_of_memory"),
+        BuildError("no engine"),
+        BackendMissing("no TensorRT"),
+        ParityError("off"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_error_of_ours_arrives_as_it_is_and_the_worker_is_replaced(error: ExplorerError, worker: Worker) -> None:
@@ -242,6 +269,40 @@ def test_foreign_error_is_told_with_its_class_and_words(error: BaseException, ki
     assert caught.value.kind == kind
     assert type(error).__name__ in str(caught.value)
     assert str(error) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("no such state"),
+        AttributeError("no such attribute"),
+        KeyError("key"),
+        IndexError("out of range"),
+        NameError("no such name"),
+        TypeError("one argument too many"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_bug_of_ours_is_no_fault_of_the_architecture_and_tells_where_it_is(error: Exception, worker: Worker) -> None:
+    with pytest.raises(ExplorerError) as caught:
+        worker.call(fail_with, error)
+    assert not isinstance(caught.value, TrialError)
+    assert str(caught.value) == f"in the measuring process: {type(error).__name__}: {error}"
+    (note,) = caught.value.__notes__
+    assert note.startswith("Traceback")
+    assert "in fail_with" in note
+    assert worker.call(echo, 1) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(NotImplementedError("no kernel"), "crash"), (TypeError("bad_alloc"), "out_of_memory")],
+    ids=["a kind of RuntimeError", "memory comes first"],
+)
+def test_error_that_looks_like_a_bug_may_be_the_machines(error: Exception, kind: str, worker: Worker) -> None:
+    with pytest.raises(MeasureError) as caught:
+        worker.call(fail_with, error)
+    assert caught.value.kind == kind
 
 
 def test_error_of_ours_that_does_not_travel_is_told_all_the_same(worker: Worker) -> None:
@@ -384,6 +445,28 @@ def test_close_ends_a_worker_that_does_not_listen(worker: Worker, monkeypatch: p
     monkeypatch.setattr(worker_module, "_CLOSE_S", 0.2)
     worker.close()
     assert not is_alive(before)
+
+
+def test_worker_that_hangs_in_the_driver_is_not_waited_for_for_ever(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = worker.call(pid_of_worker)
+    process = worker._process
+    assert process is not None
+    waited: list[float | None] = []
+
+    def wait(timeout: float | None = None) -> int:
+        waited.append(timeout)
+        raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "wait", wait)
+        worker.close()
+    process.wait()
+    assert waited == [worker_module._CLOSE_S]
+    assert f"the measuring process {before} does not end" in caplog.text
+    assert worker.pid is None
+    assert worker.call(pid_of_worker) != before
 
 
 def test_worker_that_nobody_holds_ends() -> None:

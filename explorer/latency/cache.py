@@ -89,16 +89,20 @@ class Cache:
 
     def _make_room(self) -> None:
         for left in self.root.glob(f"{_WRITING}*"):  # of a process that was killed
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                left.unlink(missing_ok=True)
-        files = sorted(
-            (file for file in self.root.iterdir() if file.suffix == ".engine"), key=lambda file: file.stat().st_mtime
-        )
-        total = sum(file.stat().st_size for file in files)
-        for file in files[:-1]:
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    left.unlink()
+        found: list[tuple[float, int, Path]] = []
+        for file in self.root.glob("*.engine"):
+            with contextlib.suppress(FileNotFoundError):
+                status = file.stat()
+                found.append((status.st_mtime, status.st_size, file))
+        found.sort()
+        total = sum(size for _, size, _ in found)
+        for _, size, file in found[:-1]:
             if total <= self.max_bytes:
                 break
-            total -= file.stat().st_size
+            total -= size
             file.unlink(missing_ok=True)
             file.with_name(f"{file.name}.json").unlink(missing_ok=True)
 

@@ -157,7 +157,7 @@ def measure(
         try:
             attempt = _rebuilt(deployed, target, seed, watch, cache, deadline, on_event)
         except TrialError as error:
-            return replace(latency, remarks=(*latency.remarks, f"engine {index} of {rebuilds} was not built: {error}"))
+            return replace(latency, remarks=(*latency.remarks, f"engine {index} of {rebuilds} failed: {error}"))
         if attempt.conditions.invalid:
             remark = f"engine {index} of {rebuilds} was not timed: {attempt.conditions.invalid}"
             latency = replace(latency, remarks=(*latency.remarks, remark))

@@ -176,8 +176,12 @@ class _Bench:
 
         settings = self.settings
         is_reference = settings.reference is not None and arch.id == settings.reference.id
+        lost = ""
         if settings.reference is not None and not is_reference and call.has_reference:
-            self.load_reference(settings.reference, call, tell)
+            try:
+                self.load_reference(settings.reference, call, tell)
+            except TrialError as error:  # not this architecture's fault
+                lost = f"no reference beside it: {error}"
         if self.reference is not None:
             self.reference.baseline_ms = call.baseline_ms
         tell("exporting")
@@ -199,7 +203,7 @@ class _Bench:
         if is_reference:
             drift = None if call.baseline_ms is None else found.latency_ms / call.baseline_ms - 1
             return replace(found, reference_id=arch.id, reference_ms=found.latency_ms, reference_drift=drift)
-        return found
+        return replace(found, remarks=(*found.remarks, lost)) if lost else found
 
     def load_reference(self, arch: Arch, call: _Call, tell: Callable[[str], None]) -> None:
         """Loads the reference, where it is not, and compares its output with the model's, as every network's is."""

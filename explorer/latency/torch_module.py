@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch._dynamo.config as dynamo_config
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from explorer.errors import BuildError, MeasureError, ran_out_of_memory
 from explorer.latency import base
@@ -110,8 +111,8 @@ class TorchRunner:
         start = time.perf_counter()
         try:
             self._set_output()
-        except MeasureError as error:
-            if error.kind == "out_of_memory":
+        except (MeasureError, FailOnRecompileLimitHit) as error:
+            if isinstance(error, MeasureError) and error.kind == "out_of_memory":
                 raise
             raise BuildError(f"{self.name}: torch.compile fails: {error}") from error
         return time.perf_counter() - start

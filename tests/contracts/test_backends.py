@@ -373,8 +373,88 @@ def test_module_that_fails_while_running_is_a_measure_error_of_its_kind(module: 
 @pytest.mark.slow
 def test_module_that_cannot_be_compiled_is_a_build_error() -> None:
     target = target_for(SMALL, "torch-compile", "cpu", "fp32")
-    with pytest.raises(BuildError, match=r"torch.compile fails: .*some kernel is not there"):
+    with pytest.raises(BuildError, match=r"(?s)torch.compile fails: .*some kernel is not there"):
         latency.measure(Deployed(SMALL, Broken(), BATCH, "fp32"), target)
+
+
+class Times(torch.nn.Module):
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean((2, 3)) * self.factor
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What torch.compile was asked for, once for every graph that it made; it writes no C++."""
+    graphs: list[dict[str, Any]] = []
+    real = torch.compile
+
+    def compile_graphs(module: torch.nn.Module, **options: Any) -> Any:
+        def take(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+            graphs.append(options)
+            return graph.forward
+
+        return real(module, backend=take, **options)
+
+    def refuse() -> None:
+        raise AssertionError("what was compiled for another network is not thrown away")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile_graphs)
+    monkeypatch.setattr(torch._dynamo, "reset", refuse)
+    # What it was before is put back after the test.
+    with torch._dynamo.config.patch(
+        recompile_limit=2, accumulated_recompile_limit=2, fail_on_recompile_limit_hit=False
+    ):
+        yield graphs
+
+
+COMPILED = Target("torch-compile", "2.11", "fp32", BATCH, 16, "cpu", "Some CPU", "", 1, model.MODULE_VERSION)
+
+
+def test_every_network_is_compiled_whole_however_many_there_are(compiled: list[dict[str, Any]], opened: Kept) -> None:
+    runners = [opened(Deployed(SMALL, Times(factor), BATCH, "fp32"), COMPILED, 0) for factor in range(1, 13)]
+    assert compiled == [{"dynamic": False, "fullgraph": True}] * len(runners)
+    first = runners[0].logits()
+    for factor, runner in enumerate(runners, 1):
+        np.testing.assert_allclose(runner.logits(), factor * first, rtol=1e-5)
+    assert len(compiled) == len(runners), "none is compiled again"
+
+
+def test_network_past_the_recompile_limit_is_not_run_eagerly(
+    compiled: list[dict[str, Any]], opened: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    from explorer.latency import torch_module
+
+    monkeypatch.setattr(torch_module, "_MAX_COMPILED", 2)
+    with pytest.raises((BuildError, FailOnRecompileLimitHit), match="recompile_limit"):
+        for factor in range(1, 5):
+            opened(Deployed(SMALL, Times(factor), BATCH, "fp32"), COMPILED, 0)
+    assert len(compiled) == 2
+
+
+class BreaksTheGraph(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return image.mean((2, 3))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_network_that_is_compiled_in_part_only_is_a_build_error(opened: Kept) -> None:
+    with pytest.raises(BuildError, match=r"torch\.compile fails"):
+        opened(Deployed(SMALL, BreaksTheGraph(), BATCH, "fp32"), COMPILED, 0)
+
+
+def test_compiled_network_that_needs_too_much_memory_says_so(opened: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    with pytest.raises(MeasureError, match=SMALL.name) as caught:
+        opened(Deployed(SMALL, Greedy(), BATCH, "fp32"), COMPILED, 0)
+    assert caught.value.kind == "out_of_memory"
 
 
 @pytest.mark.parametrize("batch", [1, None])
