@@ -391,7 +391,7 @@ def test_further_engine_that_fails_is_told_and_what_there_is_is_kept(how: str, r
     measured = run(device, *runners, rebuilds=4)
     assert (measured.latency_ms, measured.rebuild_medians_ms) == (10.0, (11.0,))
     (remark,) = measured.remarks
-    assert remark.startswith("engine 3 of 4 was not built: ")
+    assert remark.startswith("engine 3 of 4 failed: ")
     assert ("is not the model" if how == "is not the model" else "device lost") in remark
     assert [runner.num_closed for runner in runners] == [1, 1, 1]
     assert device.log.count("open afresh") == 2, "no further one is tried"
@@ -409,7 +409,7 @@ def test_further_engine_that_is_not_built_is_told_with_its_reason(run: Any, monk
             monkeypatch.setattr(measurement, "open_runner", refuse)
 
     measured = run(device, runner, rebuilds=2, on_event=stop_building)
-    assert measured.remarks == ("engine 2 of 2 was not built: no time left",)
+    assert measured.remarks == ("engine 2 of 2 failed: no time left",)
     assert (measured.latency_ms, measured.rebuild_medians_ms, runner.num_closed) == (10.0, (), 1)
 
 
