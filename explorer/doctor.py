@@ -42,7 +42,7 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> Iterator[Finding]:
+def examine(cache_root: Path | None = None) -> Iterator[Finding]:
     """Looks at one thing after another; states are `ok`, `missing` (an option this machine lacks) and `broken`."""
     yield Finding("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
     for package in REQUIRED:
@@ -53,7 +53,7 @@ def examine() -> Iterator[Finding]:
         for backend, known in latency.BACKENDS.items():
             for kind in known.kinds:
                 if kind == "cpu" or latency.sees_gpu():
-                    yield _probe(backend, kind, worker)
+                    yield _probe(backend, kind, worker, cache_root)
                 else:
                     yield Finding(f"backend {backend} on {kind}", "missing", "no NVIDIA GPU to run on")
     yield _tensorrt()
@@ -95,14 +95,14 @@ def _gpu() -> Finding:
     return Finding("gpu", "broken", reason, "install a torch that fits the driver: see pytorch.org")
 
 
-def _probe(backend: str, kind: str, worker: Worker) -> Finding:
+def _probe(backend: str, kind: str, worker: Worker, cache_root: Path | None) -> Finding:
     subject = f"backend {backend} on {kind}"
     try:
         target, _ = latency.resolve(backend, device=kind, image_size=PROBE.image_size)
     except BackendMissing as error:
         return Finding(subject, "missing", str(error).splitlines()[0])
     try:
-        measured = Measurer(target, worker=worker, deadline_s=300).measure(PROBE)
+        measured = Measurer(target, worker=worker, cache_root=cache_root, deadline_s=300).measure(PROBE)
     except (ExplorerError, ImportError, OSError, RuntimeError) as error:
         return Finding(subject, "broken", str(error).splitlines()[0], "reinstall the package named here")
     shaky = f" (invalid: {measured.invalid})" if measured.invalid else ""

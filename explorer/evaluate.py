@@ -59,7 +59,7 @@ class Plan:
         """What a study's identity holds beside its space: proxy, target, recipe and data."""
         return {
             "proxy": asdict(self.scale),
-            "target": asdict(self.target),
+            "target": self.target.identity(),
             "recipe": self.recipe.model_dump(exclude_defaults=True),
             "data": self.data.id,
         }

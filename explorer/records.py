@@ -56,7 +56,11 @@ class Target:
     @cached_property
     def id(self) -> str:
         """`t1-` and 12 hex digits over all fields; `options` counts where there are any."""
-        return digest("t1", {key: value for key, value in asdict(self).items() if key != "options" or value})
+        return digest("t1", self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """All fields, but `options` only where there are any: what tells environments apart, JSON-ready."""
+        return {key: value for key, value in asdict(self).items() if key != "options" or value}
 
     @property
     def largest_batch(self) -> int | None:

@@ -270,7 +270,7 @@ def _plot_png(found: Findings, path: Path) -> None:
     axes.scatter(*_points(others), s=28, color="#b8bec9", label="evaluated")
     axes.plot(*_points(front), "-o", drawstyle="steps-post", color="#0b6bcb", label="front")
     base = found.references[0]
-    if base["accuracy"] is not None and base["latency_ms"] is not None:
+    if base["accuracy"] is not None and base["latency_ms"] is not None and not base["invalid"]:
         axes.scatter(*_points([base]), marker="*", s=170, color="#d9480f", zorder=3, label=f"base: {base['name']}")
     for number, row in enumerate(front[:MAX_NAMED], 1):
         place = (row["latency_ms"], 100 * row["accuracy"])

@@ -305,7 +305,7 @@ def test_search_marks_what_is_invalid_and_says_so_in_the_end(searched: tuple[Pat
     assert len(lines) == 4
     assert [" ms (invalid)" in line for line in lines] == ["-BR-" in line for line in lines]
     (done,) = (line for line in search_of_all.stderr.splitlines() if "done: study" in line)
-    assert f"2 latencies are invalid and not on the front (the last: {CROWDED})" in done
+    assert f"invalid and not on the front: 2 latencies (the last: {CROWDED})" in done
     assert "4 latencies: 0 unstable, 2 invalid" in search_of_all.stdout
     assert "-BR-" not in search_of_all.stdout
 
@@ -314,7 +314,7 @@ def test_events_of_a_search_tell_it_to_programs(study: Path) -> None:
     events = [json.loads(line) for line in run(*SEARCH, "--json").stdout.splitlines()]
     trials = [event["candidate"] for event in events if event["event"] == "trial"]
     assert [(row["br"], row["outcome"], row["invalid"]) for row in trials] == [(True, "complete", CROWDED)] * 2
-    assert "2 latencies are invalid" in events[-1]["message"]
+    assert "not on the front: 2 latencies" in events[-1]["message"]
     assert not {row["arch_id"] for row in trials} & set(events[-1]["front"])
 
 

@@ -193,9 +193,11 @@ def pareto(
     if plot is not None:
         report.check_plot_path(plot)
     store = Store.open(storage)
-    records = _comparable(store, [store.study(name) for name in study] if study else [store.study()], target)
-    found = _findings(store, records, max_latency)
-    store.close()
+    try:
+        records = _comparable(store, [store.study(name) for name in study] if study else [store.study()], target)
+        found = _findings(store, records, max_latency)
+    finally:
+        store.close()
     match output:
         case "json":
             console.json_document(found.to_dict())

@@ -10,7 +10,7 @@ def doctor(as_json: options.Json = False) -> None:
     from explorer.doctor import examine
 
     findings = []
-    for finding in examine():
+    for finding in examine(options.cache_root()):
         findings.append(finding)
         if not as_json:
             mend = f"  -> {finding.mend}" if finding.mend else ""

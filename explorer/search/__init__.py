@@ -240,17 +240,17 @@ class _Search:
         invalid = [c.latency.invalid for c in self.candidates.values() if c.latency is not None and c.latency.invalid]
         if invalid:
             words.append(
-                f"{len(invalid)} latencies are invalid and not on the front (the last: {invalid[-1]}); the same command "
-                "measures them again"
+                f"invalid and not on the front: {len(invalid)} latenc{'y' if len(invalid) == 1 else 'ies'} (the last: "
+                f"{invalid[-1]}); the same command measures again"
             )
         return words
 
     def is_open(self, candidate: Candidate) -> bool:
         """Whether a candidate was stopped by a latency limit that no longer stops it, or its latency is to be measured again."""
         limit, latency_ms = self.evaluator.plan.max_latency_ms, candidate.latency_ms
+        if candidate.failure is not None:
+            return candidate.failure.is_passing
         if candidate.latency is not None and candidate.latency.invalid:
-            return True
-        if candidate.failure is not None and candidate.failure.is_passing:
             return True
         return candidate.outcome == "gated" and (limit is None or (latency_ms is not None and latency_ms <= limit))
 

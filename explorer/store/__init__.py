@@ -109,7 +109,11 @@ class Store:
                 store._require_ours(path, create=create)
             store._migrate(path)
         except OSError as error:
+            store.close()
             raise StoreError(f"storage: {path}: cannot be made: {error.strerror}") from None
+        except StoreError:
+            store.close()
+            raise
         return store
 
     def close(self) -> None:
@@ -324,10 +328,12 @@ class Store:
 
     def _migrate(self, path: Path) -> None:
         with self._transaction() as connection:
+            if _version(connection) == schema.VERSION:  # reading needs no lock, nor a file that can be written
+                return
+        with self._transaction() as connection:
             # Python's sqlite3 begins no transaction before DDL: half an upgrade would stay.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            has_version = sa.inspect(connection).has_table("explorer_version")
-            version = connection.execute(sa.select(schema.version.c.version)).scalar() if has_version else None
+            version = _version(connection)
             if version is None:
                 schema.metadata.create_all(connection)
             elif version > schema.VERSION:
@@ -357,6 +363,14 @@ class Store:
             yield
         except sa.exc.DBAPIError as error:
             raise StoreError(f"storage: {make_url(self.url).database}: {error.orig}") from error
+
+
+def _version(connection: Connection) -> int | None:
+    """The schema's version; None where there are no tables of ours."""
+    if not sa.inspect(connection).has_table("explorer_version"):
+        return None
+    version: int | None = connection.execute(sa.select(schema.version.c.version)).scalar()
+    return version
 
 
 def _configure(connection: Any, _record: object) -> None:
