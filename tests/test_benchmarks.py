@@ -29,6 +29,11 @@ ROOT = Path(__file__).parents[1]
             ["--models", "Swin-T", "--rounds", "1"],
             {"share_of_time", "share_of_nodes", "logits_difference"},
         ),
+        (
+            "latency_speed",
+            ["--models", "Swin-T", "--rounds", "0", "--repeats", "2"],
+            {"cv_of_medians", "cv_of_ratios", "largest_drift", "invalid"},
+        ),
     ],
 )
 def test_benchmark_runs_and_keeps_its_result(
@@ -45,7 +50,8 @@ def test_benchmark_runs_and_keeps_its_result(
 
 def test_kept_results_say_where_they_were_measured() -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    assert {file.name for file in results} >= {"model_speed-cpu.json", "export_speed-cpu.json"}
+    names = {"model_speed-cpu.json", "export_speed-cpu.json", "latency_speed-cpu.json"}
+    assert {file.name for file in results} >= names
     for file in results:
         content = json.loads(file.read_text())
         assert content["host"]["cpu"], file
@@ -63,3 +69,26 @@ def test_kept_result_of_the_export_reaches_its_goals_with_today_s_graph() -> Non
     for name in ("Swin-T", "Swin-B", "Swin-Free-B-BR"):
         assert rows[name]["ours_nodes"] == sum(node_roles(PRESETS[name]).values())
         assert rows[name]["logits_difference"] < 1e-4
+
+
+def test_kept_result_of_the_latency_says_what_it_costs_and_how_well_it_repeats() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "latency_speed-cpu.json").read_text())
+    rows = {row["what"]: row for row in content["rows"]}
+    (repeated,) = (row for what, row in rows.items() if "measured 10 times" in what)
+    assert len(repeated["medians_ms"]) == len(repeated["ratios"]) == 10
+    for name in ("Swin-T", "Swin-S"):
+        assert {f"{name} cold", f"{name} warm", f"{name} engine for RTX 30, fp16"} <= rows.keys()
+        engine = rows[f"{name} engine for RTX 30, fp16"]
+        assert engine["ours_fused_attentions"] == engine["attentions"] == sum(PRESETS[name].depths)
+
+
+def test_command_for_a_gpu_lists_its_steps_and_says_where_there_is_no_gpu() -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "on_gpu.py")]
+    listed = subprocess.run([*script, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    assert {"tests", "table1-torch-fp32", "table6-tensorrt-fp16", "latency_speed", "model_speed"} <= set(listed)
+    from explorer.latency import sees_gpu
+
+    if not sees_gpu():
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "no NVIDIA GPU" in done.stderr

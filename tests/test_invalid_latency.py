@@ -196,7 +196,7 @@ def test_what_stays_invalid_is_measured_again_each_time(
     for times in (1, 2, 3):
         end = last_event(space, plan, store)
         assert len(machine.measured) == 4 * times
-        assert "4 latencies are invalid and not on the front" in end.message
+        assert "invalid and not on the front: 4 latencies" in end.message
     assert CROWDED in end.message
     assert "the same command measures them again" in end.message
     machine.is_disturbed = lambda arch: False
