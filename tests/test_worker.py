@@ -496,6 +496,8 @@ def test_replaced_workers_leave_nothing_open(worker: Worker) -> None:
 # -- the end of the owner ---------------------------------------------------------------------------------------------
 
 OWNER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started the tests ignores it
 import sys
 import test_worker
 from explorer.latency.worker import Worker

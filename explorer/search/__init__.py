@@ -241,7 +241,7 @@ class _Search:
         if invalid:
             words.append(
                 f"invalid and not on the front: {len(invalid)} latenc{'y' if len(invalid) == 1 else 'ies'} (the last: "
-                f"{invalid[-1]}); the same command measures again"
+                f"{invalid[-1]}); the same command measures them again"
             )
         return words
 
