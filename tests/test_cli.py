@@ -274,8 +274,9 @@ def test_measure_prints_latency_with_device_and_versions(folder: Path, cached_he
         assert row["images_per_s"] > 0
         assert row["reference_id"] == parse_name(reference).id
         assert row["ratio"] == pytest.approx(row["latency_ms"] / row["reference_ms"])
-        assert len(row["rebuild_medians_ms"]) == 1
-        assert row["rebuild_spread"] >= 0
+        was_disturbed = any("engine 2 of 2 was not timed" in remark for remark in row["remarks"])
+        assert len(row["rebuild_medians_ms"]) == (0 if was_disturbed else 1)
+        assert (row["rebuild_spread"] is None) == was_disturbed
     assert [row["ratio"] for row in rows if row["name"] == reference] == [1.0, 1.0]
     assert list(folder.iterdir()) == []
 
