@@ -444,7 +444,7 @@ def test_command_shows_groups_stages_and_both_sums() -> None:
     assert {"window shift", "attention", "softmax", "norm", "stage 1", "stage 4", OUTSIDE, "copies"} <= set(shown)
     assert "other" not in shown
     assert any(line.endswith("█" * 40) for line in lines)
-    assert " ms  median of 10 profiled runs" in shown["sum of the parts"]
+    assert " ms  of 10 profiled runs" in shown["sum of the parts"]
     assert "without a profiler, which costs time" in shown["plain run"]
     assert "upper bound" in result.stdout
     assert result.stderr.startswith("backend onnxruntime")
