@@ -9,7 +9,7 @@ masks are not counted, nor is the scale and shift that a padded BatchNorm leaves
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from explorer.arch import NUM_STAGES, Arch
 
@@ -112,3 +112,21 @@ def _entry(arch: Arch, stage: int) -> tuple[int, int]:
     below = arch.dim(stage - 1)
     weights = 4 * below * dim
     return weights + 2 * (dim if arch.v2 else 4 * below), area * weights
+
+
+def arch_facts(arch: Arch) -> dict[str, Any]:
+    """What is known of an architecture without running it; lists are lists, counts are whole numbers."""
+    arch, counts = arch.canonical(), complexity_of(arch)
+    return {
+        "arch_id": arch.id,
+        "name": arch.name,
+        "windows": list(arch.windows),
+        "shifts": list(arch.shifts),
+        "br": arch.br,
+        "depth3": arch.depth3,
+        "depths": list(arch.depths),
+        "embed_dim": arch.embed_dim,
+        "params_trainable": counts.params_trainable,
+        "params_deployed": counts.params_deployed,
+        "flops": counts.flops,
+    }

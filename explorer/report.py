@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from explorer import pareto
 from explorer.arch import Arch
-from explorer.complexity import complexity_of
+from explorer.complexity import arch_facts
 from explorer.errors import UserError
 from explorer.records import Candidate, Latency
 from explorer.space import presets_like
@@ -57,30 +57,12 @@ class Findings:
         return {key: getattr(self, key) for key in keys}
 
 
-def arch_row(arch: Arch) -> Row:
-    """What is known of an architecture without running it; lists are lists, counts are whole numbers."""
-    arch, counts = arch.canonical(), complexity_of(arch)
-    return {
-        "arch_id": arch.id,
-        "name": arch.name,
-        "windows": list(arch.windows),
-        "shifts": list(arch.shifts),
-        "br": arch.br,
-        "depth3": arch.depth3,
-        "depths": list(arch.depths),
-        "embed_dim": arch.embed_dim,
-        "params_trainable": counts.params_trainable,
-        "params_deployed": counts.params_deployed,
-        "flops": counts.flops,
-    }
-
-
 def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
     """An architecture's row with its accuracy (0..1), latency and speed-up against the base; None where unknown."""
     latency = candidate.latency
     ratio = None if latency is None or base is None else latency.ratio_to(base.arch_id, base)
     return {
-        **arch_row(candidate.arch),
+        **arch_facts(candidate.arch),
         "accuracy": candidate.accuracy,
         **latency_fields(latency),
         "speedup": None if ratio is None else 1 / ratio,

@@ -63,8 +63,7 @@ def inspect(
 ) -> None:
     """Show one architecture: its stages, parameters, FLOPs, activation memory and the nodes of its deployed graph."""
     from explorer import model
-    from explorer.complexity import complexity_of
-    from explorer.report import arch_row
+    from explorer.complexity import arch_facts, complexity_of
 
     arch = options.arch_of(name, storage)
     counts = complexity_of(arch)
@@ -72,7 +71,7 @@ def inspect(
     nodes = model.node_roles(arch) if _is_countable(arch) else None
     fields = {key: value for key, value in arch.to_dict().items() if key not in ("windows", "shifts", "br", "depths")}
     content: dict[str, Any] = {
-        **arch_row(arch),
+        **arch_facts(arch),
         **fields,
         "activation_bytes": counts.activation_bytes,
         "stages": stages,
@@ -127,9 +126,9 @@ def measure(
 ) -> None:
     """Measure the latency of architectures on this machine; nothing is trained or stored."""
     from explorer import latency
+    from explorer.complexity import arch_facts
     from explorer.latency.measurer import Measurer
     from explorer.latency.worker import Worker
-    from explorer.report import arch_row
 
     archs = [options.arch_of(name, storage, image_size) for name in names]
     beside = None if reference is None else options.arch_of(reference, storage, image_size)
@@ -166,7 +165,7 @@ def measure(
                     worker=worker,
                 )
                 found = _measured(measurer, arch)
-            rows.append({**arch_row(arch), "batch": images, **found, "target": asdict(target)})
+            rows.append({**arch_facts(arch), "batch": images, **found, "target": asdict(target)})
             if not as_json and found["latency_ms"] is not None:
                 console.document(_latency_line(arch, images, found, with_batch=len(batches) > 1))
     if as_json:

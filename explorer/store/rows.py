@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from explorer.arch import Arch
-from explorer.complexity import complexity_of
+from explorer.complexity import arch_facts
 from explorer.records import Epoch, Failure, Latency, Score
 from explorer.store import schema
 
@@ -17,21 +17,7 @@ _TUPLES: Final = ("window_medians_ms", "rebuild_medians_ms", "remarks")
 
 def arch_values(arch: Arch) -> dict[str, Any]:
     """The row of an architecture, in canonical form."""
-    arch, counts = arch.canonical(), complexity_of(arch)
-    return {
-        "arch_id": arch.id,
-        "name": arch.name,
-        "windows": list(arch.windows),
-        "shifts": list(arch.shifts),
-        "br": arch.br,
-        "depth3": arch.depth3,
-        "depths": list(arch.depths),
-        "embed_dim": arch.embed_dim,
-        "params_trainable": counts.params_trainable,
-        "params_deployed": counts.params_deployed,
-        "flops": counts.flops,
-        "fields": arch.to_dict(),
-    }
+    return {**arch_facts(arch), "fields": arch.canonical().to_dict()}
 
 
 def latency_values(latency: Latency) -> dict[str, Any]:
