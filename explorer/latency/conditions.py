@@ -6,7 +6,8 @@ and one of three verdicts:
 - invalid, the timing is not one of the device left to us at its own speed. On a GPU: clocks lowered by heat or by the
   board (HwSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown, SwThermalSlowdown in any sample), or another process that
   used the SMs for more than MAX_IDLE_SM_PERCENT of the time, MAX_GRAPHICS_SM_PERCENT where it draws, be it beside
-  computing. On a CPU: other processes that kept more than `max_foreign_cpus` processors busy on average.
+  computing. On a CPU: other processes that kept more than `max_foreign_cpus` busy, on average, of the processors
+  that we may use.
 - a remark, kept and told: SwPowerCap, SyncBoost, application and display clock settings, limits of the board, a moving
   SM clock, processes on the GPU below those limits (an idle notebook, a desktop), MPS servers, and whatever NVML would
   not tell.

@@ -95,17 +95,23 @@ def describe_host() -> dict[str, Any]:
 
 
 def busy_seconds() -> tuple[float, float] | None:
-    """CPU seconds that all processes of the machine, and this one with its threads, have used so far; None if not told.
+    """CPU seconds used so far on the processors that this process may use: by all, and by this process with its threads.
 
-    What a hypervisor gave to its other guests while this one wanted to run (steal) counts as used by all.
+    None where the system does not tell. What a hypervisor gave to its other guests while this one wanted to run (steal)
+    counts as used by all. A process that is bound to some processors loses no time to what runs on the others.
     """
     try:
-        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]
+        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
+    allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)}
+    total = 0
+    for name, *fields in (line.split() for line in lines if line.startswith("cpu")):
+        if name in allowed:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
+            total += user + nice + system + irq + softirq + steal
     own = os.times()
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return total / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
 def foreign_cpus(before: tuple[float, float] | None, after: tuple[float, float] | None, wall_s: float) -> float | None:

@@ -26,7 +26,7 @@ from explorer.errors import UserError
 from explorer.records import Candidate
 from explorer.space import Choice, Space
 
-SAMPLERS: Final = ("tpe", "nsgaii", "random")
+SAMPLERS: Final = ("tpe", "nsgaii", "random", "brute")
 #: Known architectures answered in a row before a random unseen one is taken.
 MAX_KNOWN_ANSWERS: Final = 50
 #: Random points tried before the unseen ones are listed.
@@ -55,6 +55,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             return NSGAIISampler(seed=seed, population_size=20)
         case "random":
             return RandomSampler(seed=seed)
+        case "brute":
+            return RandomSampler(seed=seed)  # never asked: `Proposer` goes through the space itself
         case _:
             raise UserError(f"sampler: {name!r} is not known; allowed: {', '.join(SAMPLERS)}")
 
@@ -80,6 +82,7 @@ class Proposer:
         self, space: Space, sampler: str, seed: int, history: Sequence[Candidate], max_latency_ms: float | None
     ) -> None:
         self.space, self.max_latency_ms = space, max_latency_ms
+        self.in_order = space.archs() if sampler == "brute" else None
         self.distributions = distributions(space)
         self.known: dict[str, Candidate] = {}
         self.num_unseen = space.architectures
@@ -117,6 +120,8 @@ class Proposer:
         """An architecture that is not known yet; None when the space holds no more."""
         if not self.num_unseen:
             return None
+        if self.in_order is not None:
+            return self.given(next(arch for arch in self.in_order if arch.id not in self.known))
         for _ in range(MAX_KNOWN_ANSWERS):
             trial = self.mirror.ask(self.distributions)
             arch = self.space.arch(trial.params)
