@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -22,8 +23,10 @@ DYNAMIC: Final = "dynamic batch 1.."
 Precision = Literal["fp32", "fp16", "bf16"]
 #: What went wrong with one architecture.
 FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "timeout", "crash"]
-#: Kinds that another try at a latency may not meet again.
+#: Kinds that may be the machine's fault: another try may not meet them again.
 PASSING: Final = ("out_of_memory", "timeout", "crash")
+#: So often a step that fails in one of these ways is tried, over all commands.
+MAX_ATTEMPTS: Final = 3
 
 
 def digest(prefix: str, content: dict[str, Any]) -> str:
@@ -194,34 +197,47 @@ def latency_key(arch_id: str, target_id: str) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an architecture has no latency or no score. `key` names the fact that is missing (target or score key)."""
+    """Why an architecture has no latency or no score. `key` names the fact that is missing (target or score key).
+
+    `attempts`: how often the step was tried; counted by the store.
+    """
 
     arch_id: str
     key: str
     kind: FailureKind
     message: str
     failed_at: str = ""
+    attempts: int = 1
 
     @property
     def is_passing(self) -> bool:
-        """Whether it may be the machine's fault, and a latency: such a one is tried again by the next command."""
-        return self.key.startswith("latency:") and self.kind in PASSING
+        """Whether it may be the machine's fault and has not been tried often enough: such a step is tried again."""
+        return self.kind in PASSING and self.attempts < MAX_ATTEMPTS
+
+    @property
+    def step(self) -> Literal["measuring", "training"]:
+        """The step that failed."""
+        return "measuring" if self.key.startswith("latency:") else "training"
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One architecture of a study with what is known of it.
 
-    `outcome`: `complete` has latency and score; `gated` was over the latency limit and never trained; `failed` has its
-    failure; `pending` is not evaluated yet. `reused` counts the facts that were in the store already.
+    `outcome`: `complete` has latency and scores of all epochs; `stopped` was trained for fewer, its turn to go on has not
+    come; `gated` was over the latency limit and never trained; `failed` has its failure; `pending` is asked and not
+    evaluated yet. `scores`: one for every seed, all after the same epochs. `reused` counts the facts that were in the store
+    already; `spent_epochs` and `spent_s` what the study had to train and wait for this one.
     """
 
     arch: Arch
-    outcome: Literal["complete", "gated", "failed", "pending"]
+    outcome: Literal["complete", "stopped", "gated", "failed", "pending"]
     latency: Latency | None = None
-    score: Score | None = None
+    scores: tuple[Score, ...] = ()
     failure: Failure | None = None
     reused: int = 0
+    spent_epochs: int = 0
+    spent_s: float = 0.0
 
     @property
     def latency_ms(self) -> float | None:
@@ -230,13 +246,23 @@ class Candidate:
 
     @property
     def may_stand_on_front(self) -> bool:
-        """Whether both figures are there and the latency is valid."""
+        """Whether both figures are there, the training was whole and the latency is valid."""
         return self.outcome == "complete" and self.latency is not None and not self.latency.invalid
 
     @property
     def accuracy(self) -> float | None:
-        """Proxy accuracy (0..1), if trained."""
-        return None if self.score is None else self.score.accuracy
+        """Proxy accuracy (0..1), if trained: the mean over seeds."""
+        return statistics.fmean(score.accuracy for score in self.scores) if self.scores else None
+
+    @property
+    def accuracy_std(self) -> float | None:
+        """Standard deviation of the accuracy over seeds; None with fewer than two."""
+        return statistics.stdev(score.accuracy for score in self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of training behind the accuracy."""
+        return self.scores[0].epochs if self.scores else None
 
 
 @dataclass(frozen=True)
@@ -255,6 +281,7 @@ class StudyRecord:
     """A study: its name and everything that makes it this study and no other.
 
     `identity`: JSON-ready values under `space`, `proxy`, `target`, `recipe` and `data`. `base_id`: the base model's.
+    `settings`: what else another command needs to go on with the study, as where its data lie; not part of the identity.
     """
 
     name: str
@@ -265,3 +292,22 @@ class StudyRecord:
     base_id: str
     seed: int
     created_at: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A candidate looked at once more: its latency measured again, its proxy trained longer and from several seeds.
+
+    `key` names how (recipe, epochs and seeds). `latency_ms` and `accuracy` are those of the study, `verified_ms` and
+    `accuracies` (one a seed) the new ones; `verified_ms` is None where latency was not measured again.
+    """
+
+    study: str
+    arch_id: str
+    key: str
+    latency_ms: float
+    accuracy: float
+    verified_ms: float | None
+    accuracies: tuple[float, ...]
+    verified_at: str = ""
