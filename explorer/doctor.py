@@ -18,7 +18,7 @@ from explorer.errors import BackendMissing, ExplorerError
 from explorer.latency import environment
 from explorer.latency.measurer import Measurer
 from explorer.latency.worker import Worker
-from explorer.space import shipped
+from explorer.space.file import shipped
 
 #: Measured by each backend: small enough to take a second.
 PROBE: Final = parse_name("Swin-E16x2.2.2.2-R56-P1-N10")

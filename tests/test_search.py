@@ -15,10 +15,10 @@ from typing import Any
 import optuna
 import pytest
 
-from explorer import evaluate, latency, search
+from explorer import latency, search
 from explorer.arch import Arch
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
-from explorer.evaluate import Evaluator, Plan
+from explorer.evaluate import Evaluator, Plan, live
 from explorer.latency.measurer import DEADLINE_S
 from explorer.records import Candidate, Latency, Score, Target
 from explorer.search import Progress
@@ -73,7 +73,7 @@ class Bench:
 
 
 class BenchMeasurer:
-    """In place of `evaluate.Measurer`, which would start a process."""
+    """In place of `live.Measurer`, which would start a process."""
 
     def __init__(self, bench: Bench, target: Target) -> None:
         self.bench, self.target = bench, target
@@ -94,7 +94,7 @@ class BenchMeasurer:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     found = Bench()
-    monkeypatch.setattr(evaluate, "Measurer", found)
+    monkeypatch.setattr(live, "Measurer", found)
     return found
 
 

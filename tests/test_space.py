@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from explorer.arch import NUM_STAGES, PRESETS, Arch, ProxyScale, parse_name
 from explorer.errors import SpaceError
-from explorer.space import Dimension, Space, find, presets_like, shipped
+from explorer.space import Dimension, Space, presets_like
+from explorer.space.file import find, shipped
 
 TINY = parse_name("Swin-E16x2.2.2.2-R56-P1-N10")
 TINY_V2 = parse_name("SwinV2-E16x2.2.2.2-56-P1-N10")
@@ -515,7 +516,7 @@ def test_name_too_long_for_a_file_is_refused() -> None:
 
 BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
     # unknown keys
-    ("sed", 1, "sed: unknown key; allowed: version, base, search, proxy, seeds"),
+    ("sed", 1, "sed: unknown key; allowed: version, base, search, limits, proxy, seeds"),
     ("search.wndows", {}, "search.wndows: unknown key; allowed: windows, shifts, br, depth3"),
     (
         "search.windows.stage5",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -39,10 +40,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training keeps its state, and `key`, which a state to resume from must carry."""
+    """Where a training keeps its state, `key`, which a state to resume from must carry, and the least seconds between two
+    times that it is kept; at the end it always is.
+    """
 
     path: Path
     key: str
+    every_s: float = 0.0
 
 
 def train(
@@ -54,16 +58,19 @@ def train(
     device: torch.device,
     on_epoch: Callable[[Epoch], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    until: int | None = None,
 ) -> Outcome:
     """Trains `module` in place for the recipe's epochs; same arguments on one CPU, same accuracy (a GPU adds in any order).
 
-    With a `checkpoint` the state is kept after every epoch and resumed from. Raises TrainError when the loss is no longer
+    With a `checkpoint` the state is kept after epochs and resumed from; `until` stops after so many epochs of the recipe's
+    schedule. Raises TrainError when the loss is no longer
     finite or memory runs out, RecipeError when the kept state belongs to another training.
     """
     require_fit(recipe, split)
     with _random_state_kept(device):
         try:
-            return _Loop(module.to(device), recipe, split, seed, device).run(on_epoch, checkpoint)
+            loop = _Loop(module.to(device), recipe, split, seed, device)
+            return loop.run(on_epoch, checkpoint, min(recipe.epochs, until or recipe.epochs))
         except torch.OutOfMemoryError as error:
             raise TrainError(
                 f"out of memory on {device} at batch {recipe.batch_size}: {error}", "out_of_memory"
@@ -91,21 +98,25 @@ class _Loop:
         self.mean, self.std = (moment.to(device) for moment in _statistics(split.train_images))
         self.curve: list[Epoch] = []
 
-    def run(self, on_epoch: Callable[[Epoch], None] | None, checkpoint: Checkpoint | None) -> Outcome:
+    def run(self, on_epoch: Callable[[Epoch], None] | None, checkpoint: Checkpoint | None, num_epochs: int) -> Outcome:
         if checkpoint is not None:
             self.restore(checkpoint)
-        while len(self.curve) < self.recipe.epochs:
+        kept_at = time.perf_counter()
+        while len(self.curve) < num_epochs:
             start = time.perf_counter()
             loss = self.train_epoch(len(self.curve))
             accuracy = self.evaluate()
             self.curve.append(Epoch(len(self.curve) + 1, loss, accuracy, time.perf_counter() - start))
-            if checkpoint is not None:
+            is_last = len(self.curve) == num_epochs
+            if checkpoint is not None and (is_last or time.perf_counter() - kept_at >= checkpoint.every_s):
                 self.save(checkpoint)
+                kept_at = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(self.curve[-1])
-        last = self.curve[-1].accuracy
+        curve = tuple(self.curve[:num_epochs])
+        last = curve[-1].accuracy
         assert last is not None
-        return Outcome(last, sum(epoch.seconds for epoch in self.curve), tuple(self.curve))
+        return Outcome(last, sum(epoch.seconds for epoch in curve), curve)
 
     def train_epoch(self, epoch: int) -> float:
         """One pass over the training images; the mean loss. Raises TrainError when it is not finite."""
@@ -184,7 +195,7 @@ class _Loop:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        unfinished = checkpoint.path.with_suffix(".part")
+        unfinished = checkpoint.path.with_suffix(f".{os.getpid()}.part")
         torch.save(state, unfinished)
         unfinished.replace(checkpoint.path)
 

@@ -1,0 +1,166 @@
+"""The steps of an evaluation done for real: latency in a worker process, proxies trained in this one.
+
+They follow one another and hold their device, so that nothing of ours trains beside a measurement. A training that stops
+at a rung of the ladder keeps its state in the user's cache and goes on from there; where that is gone (another machine,
+a cleared cache) it starts again and comes to the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from explorer.arch import Arch
+from explorer.errors import DataError, RecipeError
+from explorer.evaluate import DEADLINE_S, Plan, now
+from explorer.latency import environment
+from explorer.latency.cache import default_root
+from explorer.latency.measurer import Measurer
+from explorer.records import Epoch, Latency, Score, ScoreKey, digest
+from explorer.training.data import Split, load, resting_device
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+#: A training keeps its state this often, beside at its end.
+KEEP_EVERY_S: Final = 30.0
+
+
+class Live:
+    """Measures and trains by a plan; holds the loaded data and the measuring worker between architectures."""
+
+    def __init__(
+        self, plan: Plan, *, rebuilds: int = 1, deadline_s: float = DEADLINE_S, cache_root: Path | None = None
+    ) -> None:
+        self.plan = plan
+        self.baseline_ms: float | None = None
+        self._rebuilds, self._deadline_s, self._cache_root = rebuilds, deadline_s, cache_root
+        self._reference: Arch | None = None
+        self._measurer: Measurer | None = None
+        self._loaded: Split | None = None
+
+    def close(self) -> None:
+        """Ends the measuring worker."""
+        if self._measurer is not None:
+            self._measurer.close()
+            self._measurer = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where proxies are trained."""
+        import torch
+
+        return torch.device(self.plan.train_device)
+
+    def prepare(self, base: Arch) -> None:
+        """Makes `base` the reference of all latencies; loads the data at the size of its proxy, which all share.
+
+        Raises DataError, and RecipeError where the recipe does not fit the data.
+        """
+        from explorer.training.trainer import require_fit
+
+        self._reference = base
+        require_fit(self.plan.recipe, self._split(self.plan.proxy(base)))
+
+    def measure(self, arch: Arch, on_detail: Callable[[str], None]) -> Latency:
+        """The latency of the full-size architecture, measured in the worker."""
+        if self._measurer is None:
+            self._measurer = Measurer(
+                self.plan.target,
+                reference=self._reference,
+                baseline_ms=self.baseline_ms,
+                seed=self.plan.seed,
+                rebuilds=self._rebuilds,
+                deadline_s=self._deadline_s,
+                cache_root=self._cache_root,
+            )
+        self._measurer.on_event = on_detail
+        return self._measurer.measure(arch)
+
+    def train(self, arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
+        """The score of the architecture's proxy after `key.epochs` of the recipe's schedule."""
+        import torch
+
+        from explorer import model
+        from explorer.training.trainer import Checkpoint, read_checkpoint, train
+
+        plan, proxy = self.plan, self.plan.proxy(arch)
+        split = self._split(proxy)
+        module = model.build(proxy, seed=key.seed, drop_path=plan.recipe.drop_path)
+        content = {
+            **{field: value for field, value in asdict(key).items() if field != "epochs"},
+            "module": model.MODULE_VERSION,
+            "torch": torch.__version__,
+        }
+        kept = Checkpoint(self._states / f"{digest('training', content)}.pt", digest("k1", content), KEEP_EVERY_S)
+        if kept.path.exists():
+            try:
+                read_checkpoint(kept.path)
+            except RecipeError as error:
+                logger.warning("a kept training cannot be gone on with and starts again: %s", error)
+                kept.path.unlink()
+        with environment.exclusive(plan.train_device), _threads(plan.train_threads):
+            outcome = train(
+                module,
+                plan.recipe,
+                split,
+                seed=key.seed,
+                device=self.device,
+                on_epoch=on_epoch,
+                checkpoint=kept,
+                until=key.epochs,
+            )
+            _free_memory(self.device)
+        if key.epochs >= plan.recipe.epochs:
+            kept.path.unlink(missing_ok=True)
+        host = {**environment.describe_host(), "device": plan.train_device}
+        score = Score(
+            **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=now()
+        )
+        return replace(score, curve=outcome.curve)
+
+    @cached_property
+    def _states(self) -> Path:
+        """Where trainings that are not at their end keep their state."""
+        folder = (self._cache_root or default_root()) / "trainings"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cache: {folder}: cannot be made: {error.strerror}") from None
+        return folder
+
+    def _split(self, proxy: Arch) -> Split:
+        """The images that all proxies of a space are trained and evaluated on; loaded once."""
+        if self._loaded is None:
+            info, recipe = self.plan.data, self.plan.recipe
+            sizes = {"image_size": proxy.image_size, "channels": proxy.channels}
+            data = load(info, **sizes, device=resting_device(info, **sizes, device=self.device))
+            self._loaded = data.for_search(recipe.train_images, recipe.eval_images)
+        return self._loaded
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """torch computes with so many CPU threads in the body; None leaves them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _free_memory(device: torch.device) -> None:
+    """What torch keeps of a GPU's memory for later is needed by the measuring worker."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
