@@ -5,6 +5,8 @@ A front holds no two points with the same accuracy and latency: of equals the fi
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +44,35 @@ def hypervolume(
             area += width * height
             covered_from = latencies_ms[index]
     return float(area / reference_ms)
+
+
+class Front:
+    """A front that grows point by point. The order of arrival does not matter, but that of two equals the first stays."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []  # by rising latency, and so by rising accuracy
+        self.accuracies: list[float] = []
+        self.latencies_ms: list[float] = []
+
+    def add(self, point_id: str, accuracy: float, latency_ms: float) -> bool:
+        """Takes a point in if none dominates or equals it; whether it did. Cost: log n, and those that leave.
+
+        Raises ValueError for a NaN.
+        """
+        if math.isnan(accuracy) or math.isnan(latency_ms):
+            raise ValueError("a NaN has no place on a front: leave failed candidates out")
+        faster = bisect.bisect_right(self.latencies_ms, latency_ms)  # as fast or faster
+        if faster and self.accuracies[faster - 1] >= accuracy:
+            return False
+        start = bisect.bisect_left(self.latencies_ms, latency_ms)
+        end = bisect.bisect_right(self.accuracies, accuracy, lo=start)
+        for members, value in ((self.ids, point_id), (self.accuracies, accuracy), (self.latencies_ms, latency_ms)):
+            members[start:end] = [value]  # type: ignore[list-item]
+        return True
+
+    def hypervolume(self, reference_ms: float) -> float:
+        """As `hypervolume` of its points."""
+        return hypervolume(self.accuracies, self.latencies_ms, reference_ms=reference_ms)
 
 
 def _checked(accuracies: ArrayLike, latencies_ms: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -1,23 +1,30 @@
-"""A study's trials in Optuna's tables, which the sampler's record and optuna-dashboard are read from."""
+"""A study's copy in Optuna's tables, for optuna-dashboard and Optuna's own tools.
+
+One complete trial for every architecture whose evaluation has come to an end, a pruned one for those that the ladder had
+stopped when the search ended; written in one transaction each, so that a killed search leaves none half done. The study
+itself is the store's: its members are what a search goes on with, and what is missing here is added at the next start.
+Optuna cannot change a finished trial: an architecture that goes on later (a higher latency limit, more seeds, a longer
+ladder) gets a second one, and the last one counts.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from explorer.arch import Arch
 from explorer.records import Candidate
-from explorer.search.sampling import DIRECTIONS, Proposal, distributions
+from explorer.search.sampling import DIRECTIONS, distributions
 from explorer.space import Space
-from explorer.store import BUSY_TIMEOUT_S, Store
+from explorer.store import Store
 
 METRIC_NAMES = ["accuracy", "latency_ms"]
 #: Values and constraints of a trial.
@@ -25,10 +32,10 @@ Told = tuple[tuple[float, float], dict[str, float]]
 
 
 class Trials:
-    """The study's trials in Optuna's tables: one for every architecture that is or was in work."""
+    """The study's trials in Optuna's tables. `told` says what stands there for a candidate."""
 
-    def __init__(self, store: Store, name: str, space: Space) -> None:
-        self.space = space
+    def __init__(self, store: Store, name: str, space: Space, told: Callable[[Candidate], Told]) -> None:
+        self.space, self.told, self.distributions = space, told, distributions(space)
         with quiet_optuna():
             self.storage = storage_of(store)
             self.study = optuna.create_study(
@@ -41,51 +48,67 @@ class Trials:
             if self.study.metric_names is None:
                 self.study.set_metric_names(METRIC_NAMES)
         self.study_id = self.storage.get_study_id_from_name(name)
+        self.there: set[str] = set()
 
-    def close_stale(self, members: dict[str, Candidate], told: Callable[[Candidate], Told]) -> list[Arch]:
-        """Closes the trials that a killed search left running: complete where the study holds the candidate already,
-        failed otherwise. Returns the architectures in work then and not evaluated since.
+    def catch_up(self, candidates: dict[str, Candidate]) -> list[Arch]:
+        """Adds what a killed search, or a merge, left out. Closes what an earlier version left running, and returns the
+        architectures that were in work then and are not in the study.
         """
-        unfinished: dict[str, Arch] = {}
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.FAIL)):
-            arch = self.space.arch(trial.params)
-            if arch.id not in members:
-                unfinished[arch.id] = arch
-            if trial.state == TrialState.RUNNING and arch.id in members:
-                self._finish(trial._trial_id, *told(members[arch.id]))
-            elif trial.state == TrialState.RUNNING:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        return list(unfinished.values())
+        unfinished = []
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                arch = self.space.arch(trial.params)
+                if arch.id not in candidates:
+                    unfinished.append(arch)
+            elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self.there.add(trial.user_attrs.get("arch_id"))
+        for candidate in candidates.values():
+            if candidate.arch.id not in self.there and is_settled(candidate):
+                self.add(candidate)
+        return unfinished
 
-    @contextmanager
-    def running(self, proposal: Proposal) -> Iterator[Callable[[tuple[float, float], dict[str, float]], None]]:
-        """A RUNNING trial while the body evaluates; the body calls what it is given with values and constraints."""
-        template = create_trial(
-            state=TrialState.RUNNING,
-            params=proposal.point,
-            distributions=distributions(self.space),
-            user_attrs={"arch_id": proposal.arch.id},
+    def add(self, candidate: Candidate) -> None:
+        """One finished trial: complete, or pruned where the ladder stopped the candidate."""
+        point = self.space.point(candidate.arch)
+        if point is None:
+            return
+        values, constraints = self.told(candidate)
+        is_stopped = candidate.outcome == "stopped"
+        trial = create_trial(
+            state=TrialState.PRUNED if is_stopped else TrialState.COMPLETE,
+            values=None if is_stopped else values,
+            params=dict(point),
+            distributions=self.distributions,
+            user_attrs=self._attributes(candidate),
+            **({"constraints": constraints} if any(value > 0 for value in constraints.values()) else {}),
         )
-        trial_id = self.storage.create_new_trial(self.study_id, template_trial=template)
+        self.storage.create_new_trial(self.study_id, template_trial=trial)
+        self.there.add(candidate.arch.id)
 
-        try:
-            yield lambda values, constraints: self._finish(trial_id, values, constraints)
-        except BaseException:
-            with contextlib.suppress(UpdateFinishedTrialError):  # interrupted just after it was finished
-                self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            raise
+    def close(self) -> None:
+        """Lets go of the database."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
 
-    def _finish(self, trial_id: int, values: tuple[float, float], constraints: dict[str, float]) -> None:
-        if any(value > 0 for value in constraints.values()):
-            trial = optuna.Trial(self.study, trial_id)
-            for name, value in constraints.items():
-                trial.set_constraint(name, value)
-        self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+    def _attributes(self, candidate: Candidate) -> dict[str, Any]:
+        attributes: dict[str, Any] = {"arch_id": candidate.arch.id}
+        if candidate.outcome == "stopped":
+            attributes |= {"epochs": candidate.epochs, "accuracy": candidate.accuracy}
+        return attributes
+
+
+def is_settled(candidate: Candidate) -> bool:
+    """Whether nothing more is to be done for a candidate by the search as it stands."""
+    if candidate.outcome == "failed":
+        return candidate.failure is None or not candidate.failure.is_passing
+    is_valid = candidate.latency is not None and not candidate.latency.invalid
+    return candidate.outcome in ("complete", "gated") and is_valid
 
 
 def storage_of(store: Store) -> RDBStorage:
     """Optuna's view of the store's database."""
-    return RDBStorage(store.url, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
+    return RDBStorage(store.url, engine_kwargs=store.engine_options)
 
 
 @contextmanager
