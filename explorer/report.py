@@ -28,7 +28,8 @@ MAX_NAMED: Final = 20
 PLOT_SUFFIXES: Final = (".png", ".html")
 #: Columns of the CSV and of the wide tables, in order.
 COLUMNS: Final = (
-    "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "latency_ms", "p95_ms", "cv",
+    "arch_id", "name", "windows", "shifts", "br", "depth3", "depths", "embed_dim", "accuracy", "accuracy_std", "seeds", "epochs",
+    "latency_ms", "p95_ms", "cv",
     "is_stable", "invalid", "ratio", "reference_drift", "speedup", "params_trainable", "params_deployed", "flops",
     "outcome", "reason",
 )  # fmt: skip
@@ -64,6 +65,9 @@ def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
     return {
         **arch_facts(candidate.arch),
         "accuracy": candidate.accuracy,
+        "accuracy_std": candidate.accuracy_std,
+        "seeds": len(candidate.scores),
+        "epochs": candidate.epochs,
         **latency_fields(latency),
         "speedup": None if ratio is None else 1 / ratio,
         "outcome": candidate.outcome,
@@ -197,13 +201,20 @@ def _cells(row: Row) -> list[str]:
         _csv_cell(row["shifts"]),
         _csv_cell(row["br"]),
         str(row["depth3"]),
-        ("" if row.get("reason") is None else "failed") if accuracy is None else f"{accuracy:.4f}",
+        ("" if row.get("reason") is None else "failed") if accuracy is None else _accuracy_text(row),
         "" if latency_ms is None else f"{latency_ms:.2f}{'!' if row.get('invalid') else '?' if is_shaky else ''}",
         "" if speedup is None else f"{speedup:.2f}x",
         f"{row['params_trainable'] / 1e6:.2f}M",
         f"{row['params_deployed'] / 1e6:.2f}M",
         f"{row['flops'] / 1e9:.2f}G",
     ]
+
+
+def _accuracy_text(row: Row) -> str:
+    """`0.8123`, its deviation over seeds, and after how many epochs where the training was not whole."""
+    spread = "" if row.get("accuracy_std") is None else f" ±{row['accuracy_std']:.4f}"
+    stopped = f" after {row['epochs']}" if row.get("outcome") == "stopped" else ""
+    return f"{row['accuracy']:.4f}{spread}{stopped}"
 
 
 def _csv_cell(value: Any) -> Any:

@@ -21,7 +21,8 @@ from explorer.cli.network import inspect, measure, space
 from explorer.cli.profile import profile
 from explorer.cli.reproduce import reproduce
 from explorer.cli.run import export, train
-from explorer.cli.study import pareto, search, studies_app
+from explorer.cli.search import search
+from explorer.cli.study import pareto, studies_app, table
 from explorer.cli.system import doctor
 from explorer.errors import ExplorerError, TrialError, UserError
 
@@ -101,6 +102,7 @@ def main(
 
 app.command(epilog="Example: swinexplore search --space swinfree.yaml --trials 200 --max-latency 2.0")(search)
 app.command(epilog="Example: swinexplore pareto --max-latency 2.0 --plot front.png")(pareto)
+app.command(epilog="Example: swinexplore table --to front.csv")(table)
 app.command(epilog="Example: swinexplore export Swin-Free-B-BR-DR14 --to runs/dr14")(export)
 app.command(epilog="Example: swinexplore train runs/dr14/run.yaml --data IMAGENET_FOLDER")(train)
 app.command(epilog="Example: swinexplore space swinfree.yaml")(space)

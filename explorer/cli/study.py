@@ -1,8 +1,8 @@
-"""Commands about studies: `search`, `pareto`, `studies`."""
+"""Commands about studies: `pareto`, `studies`, `table`."""
 
 from __future__ import annotations
 
-import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,157 +13,9 @@ from explorer.errors import StoreError, UserError
 from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
-    from explorer.evaluate import Evaluator, Plan
     from explorer.records import Candidate, StudyRecord, Target
     from explorer.report import Findings
-    from explorer.space import Space
     from explorer.store import Store
-
-
-def search(
-    space: Annotated[str, typer.Option("--space", metavar="FILE", help="Space file: a path, or a name that ships.")],
-    trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Different architectures the study holds in the end.")
-    ] = 100,
-    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsgaii or random.")] = "tpe",
-    seed: options.Seed = 0,
-    study: Annotated[
-        str | None, typer.Option("--study", metavar="NAME", help="Default: made from space and setting.")
-    ] = None,
-    storage: options.Storage = DEFAULT_STORAGE,
-    backend: options.Backend = "auto",
-    device: options.Device = "auto",
-    precision: options.PrecisionOption = "fp32",
-    batch: options.Batch = 1,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Pixels per side, instead of the base's.")
-    ] = None,
-    max_latency: Annotated[
-        float | None, typer.Option("--max-latency", metavar="MS", help="Train nothing slower.")
-    ] = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", help="contours, fashion-mnist, cifar10, cifar100, or a folder of idx files or class folders."
-        ),
-    ] = "contours",
-    data_root: options.DataRoot = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="Proxy training: proxy, quick or a .yaml file.")] = "proxy",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,
-    rebuilds: options.Rebuilds = 1,
-    deadline: options.Deadline = 900,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and an estimate of the time, then stop.")
-    ] = False,
-    log_file: Annotated[Path | None, typer.Option("--log-file", metavar="FILE", help="Also log to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
-) -> None:
-    """Search a space: measure latency, train proxies, keep the front. The same command goes on where it stopped."""
-    from explorer.evaluate import Evaluator, Plan
-    from explorer.latency import resolve, sees_gpu
-    from explorer.space import Space
-    from explorer.training.data import describe
-    from explorer.training.recipe import load_recipe
-
-    options.check_max_latency(max_latency)
-    loaded = Space.load(space, image_size=image_size)
-    proxy_recipe = load_recipe(recipe, epochs=epochs)
-    info = describe(data, options.data_root(data_root))
-    target, why = resolve(
-        backend,
-        device=device,
-        precision=options.precision_of(precision),
-        batch=batch,
-        image_size=loaded.base.image_size,
-    )
-    plan = Plan(target, loaded.proxy_scale, proxy_recipe, info, seed, max_latency, "cuda" if sees_gpu() else "cpu")
-    _tell_plan(loaded, plan, why, trials, sampler, study, storage, as_json=as_json and dry_run)
-    if dry_run:
-        return
-    if log_file is not None:
-        _log_to(log_file)
-    evaluator = Evaluator(plan, rebuilds=rebuilds, deadline_s=deadline, cache_root=options.cache_root())
-    with evaluator:
-        _run(loaded, evaluator, trials, sampler, study, storage, as_json=as_json)
-
-
-def _run(
-    space: Space, evaluator: Evaluator, trials: int, sampler: str, study: str | None, storage: str, *, as_json: bool
-) -> None:
-    from explorer.cli.progress import shown
-    from explorer.search import run
-    from explorer.store import Store
-
-    # What may be wrong with the data shows before a database is made.
-    evaluator.prepare(space.base)
-    store = Store.open(storage, create=True)
-    try:
-        with shown(as_json=as_json) as show:
-            record = run(space, evaluator, store, trials=trials, sampler=sampler, study=study, on_progress=show)
-        if not as_json:
-            from explorer.report import measuring_text, to_table
-
-            found = _findings(store, [record], evaluator.plan.max_latency_ms)
-            console.table(to_table(found.front, title=f"front of {len(found.candidates)} architectures"))
-            console.document(measuring_text(found.measuring))
-    finally:
-        store.close()
-
-
-def _tell_plan(
-    space: Space, plan: Plan, why: str, trials: int, sampler: str, study: str | None, storage: str, *, as_json: bool
-) -> None:
-    """The size of the space, the plan and an estimate of the time."""
-    from explorer.cli.progress import duration
-    from explorer.search import check_run, study_name
-    from explorer.search.estimate import estimate
-    from explorer.store import Store, exists
-
-    name = study or study_name(space, plan)
-    store = Store.open(storage) if exists(storage) else None
-    check_run(space, plan, store, trials=trials, sampler=sampler, study=study)
-    known = len(store.candidates(store.study(name))) if store and name in [s.name for s in store.studies()] else 0
-    num_asked = min(trials, space.architectures)
-    cost = estimate(space, plan, store, max(0, num_asked - known))
-    if store:
-        store.close()
-    content: dict[str, Any] = {
-        "space": space.name,
-        "raw_points": space.raw_points,
-        "architectures": space.architectures,
-        "study": name,
-        "trials": num_asked,
-        "trials_done": known,
-        "sampler": sampler,
-        "target": plan.target.describe(),
-        "recipe": plan.recipe.id,
-        "epochs": plan.recipe.epochs,
-        "data": plan.data.spec,
-        "seed": plan.seed,
-        "max_latency_ms": plan.max_latency_ms,
-        "train_device": plan.train_device,
-        "seconds": cost.total_s,
-        "seconds_basis": cost.basis,
-    }
-    if as_json:
-        console.json_document(content)
-        return
-    limit = "" if plan.max_latency_ms is None else f", nothing trained over {plan.max_latency_ms:g} ms"
-    console.note(
-        f"space    {space.name}: {space.raw_points:,} raw points, {space.architectures:,} different architectures"
-    )
-    console.note(f"study    {name} in {storage}: {known} of {num_asked} architectures done")
-    console.note(f"sampler  {sampler}, seed {plan.seed}")
-    console.note(f"latency  {plan.target.describe()}{limit}")
-    console.note(f"         {why}")
-    console.note(
-        f"accuracy proxies like {plan.proxy(space.base).name}: {plan.recipe.epochs} epochs of {plan.data.spec} on "
-        f"{plan.train_device}"
-    )
-    console.note(
-        f"time     about {duration(cost.total_s)}: {duration(cost.latency_s)} a latency, {duration(cost.train_s)} a training "
-        f"({cost.basis})"
-    )
 
 
 def pareto(
@@ -195,7 +47,7 @@ def pareto(
     store = Store.open(storage)
     try:
         records = _comparable(store, [store.study(name) for name in study] if study else [store.study()], target)
-        found = _findings(store, records, max_latency)
+        found = findings_of(store, records, max_latency)
     finally:
         store.close()
     match output:
@@ -251,7 +103,7 @@ def _refusal(first: StudyRecord, other: StudyRecord, differences: dict[str, Any]
     )
 
 
-def _findings(store: Store, records: list[StudyRecord], max_latency_ms: float | None) -> Findings:
+def findings_of(store: Store, records: list[StudyRecord], max_latency_ms: float | None) -> Findings:
     """What comparable studies found together; compared with the base of the first."""
     from explorer.report import findings
 
@@ -307,7 +159,7 @@ def studies_show(
 
     store = Store.open(storage)
     record = store.study(study)
-    found = _findings(store, [record], None)
+    found = findings_of(store, [record], None)
     history: list[dict[str, Any]] = [
         {"num_trials": front.num_trials, "hypervolume": front.hypervolume, "arch_ids": list(front.arch_ids)}
         for front in store.fronts(record.name)
@@ -357,6 +209,62 @@ def studies_delete(
     console.note(f"deleted study {study}; its facts stay")
 
 
+@studies_app.command("merge", epilog="Example: swinexplore studies merge OTHER.db")
+def studies_merge(
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another database: a file or a URL.")],
+    storage: options.Storage = DEFAULT_STORAGE,
+    as_json: options.Json = False,
+) -> None:
+    """Bring studies and facts from another database into this one, without doubles."""
+    from explorer.store import Store
+    from explorer.store.database import exists, place_of, storage_url
+    from explorer.store.merge import merge
+
+    if not exists(other):
+        raise StoreError(f"merge: {place_of(storage_url(other))}: no such database; give the file of another search")
+    store = Store.open(storage, create=True)
+    try:
+        merged = merge(store, other)
+    finally:
+        store.close()
+    counts = asdict(merged)
+    if as_json:
+        console.json_document(counts)
+    else:
+        console.document(", ".join(f"{name.replace('_', ' ')} {number}" for name, number in counts.items()))
+
+
+def table(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Study; default: the latest.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE.csv", help="Write it here instead of to stdout.")
+    ] = None,
+    storage: options.Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a study's accuracies and latencies as a table that `search --table` answers from."""
+    from explorer.evaluate.table import write_table
+    from explorer.store import Store
+
+    store = Store.open(storage)
+    try:
+        record = store.study(study)
+        candidates = store.candidates(record)
+    finally:
+        store.close()
+    complete = [candidate for candidate in candidates if candidate.may_stand_on_front]
+    if not complete:
+        raise StoreError(f"study: {record.name!r} has no architecture with a valid latency and an accuracy yet")
+    text = write_table(complete)
+    if to is None:
+        console.document(text)
+        return
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--to: {to}: cannot be written: {error.strerror}") from None
+    console.note(f"{to}: {len(complete)} of {len(candidates)} architectures of {record.name}")
+
+
 def _summary(store: Store, name: str) -> dict[str, Any]:
     record = store.study(name)
     candidates = store.candidates(record)
@@ -371,14 +279,3 @@ def _summary(store: Store, name: str) -> dict[str, Any]:
         "target_id": record.target_id,
         "created_at": record.created_at,
     }
-
-
-def _log_to(path: Path) -> None:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--log-file: {path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    library = logging.getLogger("explorer")
-    library.addHandler(handler)
-    library.setLevel(min(library.level or logging.INFO, logging.INFO))

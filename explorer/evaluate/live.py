@@ -1,6 +1,6 @@
 """The steps of an evaluation done for real: latency in a worker process, proxies trained in this one.
 
-They follow one another and hold their device, so that nothing of ours trains beside a measurement. A training that stops
+A measurement has its device alone, trainings share it, so that nothing of ours trains beside a measurement. A training that stops
 at a rung of the ladder keeps its state in the user's cache and goes on from there; where that is gone (another machine,
 a cleared cache) it starts again and comes to the same result.
 """
@@ -105,7 +105,7 @@ class Live:
             except RecipeError as error:
                 logger.warning("a kept training cannot be gone on with and starts again: %s", error)
                 kept.path.unlink()
-        with environment.exclusive(plan.train_device), _threads(plan.train_threads):
+        with environment.shared(plan.train_device), _threads(plan.train_threads):
             outcome = train(
                 module,
                 plan.recipe,

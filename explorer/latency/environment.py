@@ -1,6 +1,7 @@
-"""What a number was measured on: host, device, versions and load; and the lock that keeps a device to one job.
+"""What a number was measured on: host, device, versions and load; and the locks on a device.
 
-Read from the operating system, every query optional; no setting is ever changed.
+Read from the operating system, every query optional; no setting is ever changed. A measurement has a device to itself
+(`exclusive`), trainings may share it (`shared`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
+#: How the word begins that a device is not free.
+WAITING: Final = "waiting:"
 _PACKAGES = (
     "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "nvidia-ml-py", "onnx",
     "numpy", "swinexplore",
@@ -123,21 +127,137 @@ def foreign_cpus(before: tuple[float, float] | None, after: tuple[float, float] 
 
 @contextmanager
 def exclusive(device: str) -> Iterator[None]:
-    """Holds `device` (`cpu`, or `cuda` for the GPU that torch uses) for one measurement or one training across all processes.
+    """Holds `device` (`cpu`, or `cuda` for the GPU that torch uses) for one measurement across all processes.
 
-    Waits for whoever holds it; the lock goes with the process, so that a killed one leaves nothing behind.
+    Waits for whoever holds it, `shared` too, and keeps newcomers waiting meanwhile; the lock goes with the process, so that
+    a killed one leaves nothing behind. May not be taken again by who holds it in either way.
     """
+    with _held(device, is_shared=False):
+        yield
+
+
+@contextmanager
+def shared(device: str) -> Iterator[None]:
+    """Holds `device` for one training across all processes; others may train beside it, and none measures.
+
+    Waits for a measurement, also for one that itself waits: trainings that follow one another never starve it. Where the
+    system has no such locks it is `exclusive`.
+    """
+    with _held(device, is_shared=True):
+        yield
+
+
+@contextmanager
+def _held(device: str, *, is_shared: bool) -> Iterator[None]:
     if device == "cuda":
         from explorer.latency.cuda import gpu_uuid
 
         device = gpu_uuid() or device
-    lock = FileLock(Path(tempfile.gettempdir()) / f"swinexplore-{device}.lock", mode=0o666)
+    path = Path(tempfile.gettempdir()) / f"swinexplore-{device}.lock"
+
+    def tell() -> None:
+        logger.warning("%s another swinexplore process measures or trains on this machine's %s", WAITING, device)
+
+    if find_spec("fcntl") is None:
+        with _file_lock(path, tell):
+            yield
+        return
+    descriptor = _pass_shared(path, tell) if is_shared else _pass_exclusive(path, tell)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_lock(path: Path, tell: Callable[[], None]) -> Iterator[None]:
+    lock = FileLock(path, mode=0o666)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        logger.warning("waiting: another swinexplore process measures or trains on this machine's %s", device)
+        tell()
         lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+def _pass_exclusive(path: Path, tell: Callable[[], None]) -> int:
+    """A descriptor that holds the lock at `path` alone, until it is closed.
+
+    Who has to wait stands in the turnstile, which everyone who shares the lock goes through.
+    """
+    descriptor = _locked(path, is_shared=False, waits=False)
+    if descriptor is None:
+        tell()
+        turnstile = _locked(_turnstile(path), is_shared=False)
+        try:
+            descriptor = _locked(path, is_shared=False)
+        finally:
+            _close(turnstile)
+    assert descriptor is not None
+    return descriptor
+
+
+def _pass_shared(path: Path, tell: Callable[[], None]) -> int:
+    """A descriptor that holds the lock at `path` with others who share it, until it is closed."""
+    # Shared: those who pass at the same time do not take one another for a measurement that waits.
+    turnstile = _locked(_turnstile(path), is_shared=True, waits=False)
+    try:
+        descriptor = None if turnstile is None else _locked(path, is_shared=True, waits=False)
+        if descriptor is None:
+            tell()
+            if turnstile is None:
+                turnstile = _locked(_turnstile(path), is_shared=True)
+            descriptor = _locked(path, is_shared=True)
+    finally:
+        _close(turnstile)
+    assert descriptor is not None
+    return descriptor
+
+
+def _turnstile(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.turn.lock")
+
+
+def _locked(path: Path, *, is_shared: bool, waits: bool = True) -> int | None:
+    """A descriptor of the file at `path`, made where there is none, locked; None where it is held and this `waits` not."""
+    import fcntl
+
+    operation = (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB)
+    while True:
+        descriptor = _opened(path)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # removed meanwhile, by whoever cleans the folder up: others lock another file
+
+
+def _opened(path: Path) -> int:
+    """The file at `path`, for all users of the machine."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except (FileExistsError, PermissionError):  # in /tmp the kernel lets nobody create what another user's file is
+            try:
+                return os.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                if not os.access(path.parent, os.W_OK):
+                    raise
+                continue
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o666)  # whatever the umask
+        return descriptor
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)

@@ -19,9 +19,9 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO, Any, Final, TypeVar
 
 from explorer.errors import ExplorerError, MeasureError, ran_out_of_memory
@@ -29,6 +29,8 @@ from explorer.errors import ExplorerError, MeasureError, ran_out_of_memory
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: `event` with what was told, `result`, `error` with an exception, or `log`.
+Message = tuple[str, Any]
 #: Seconds for which a worker that closed its end is waited for.
 _CLOSE_S: Final = 5.0
 #: Lines of the worker's own output that a message about its end holds.
@@ -41,11 +43,23 @@ _ENVIRONMENT: Final = {"NVIDIA_TF32_OVERRIDE": "0"}
 
 
 class Worker:
-    """One worker process, started at the first call. Not for several threads."""
+    """One worker process, started at the first call. Not for several threads: it ends with the thread that started it.
 
-    def __init__(self) -> None:
+    `name`: what messages call it. `variables`: of its environment, over ours. `leads_group`: it has a process group of its
+    own, which ends with it: what it started itself, too.
+    """
+
+    def __init__(
+        self,
+        name: str = "the measuring process",
+        *,
+        variables: Mapping[str, str] = _ENVIRONMENT,
+        leads_group: bool = False,
+    ) -> None:
+        self._name, self._variables, self._leads_group = name, dict(variables), leads_group
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._sentinel: int | None = None
         self._log: IO[bytes] | None = None
         self._end: Callable[[], object] | None = None
 
@@ -53,6 +67,11 @@ class Worker:
     def pid(self) -> int | None:
         """Of the living worker."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def waitables(self) -> list[Connection | int]:
+        """What `multiprocessing.connection.wait` waits on until `receive` has something to give, be it the worker's end."""
+        return [item for item in (self._connection, self._sentinel) if item is not None]
 
     def call(
         self,
@@ -69,23 +88,62 @@ class Worker:
         """
         is_well = False
         try:
-            connection = self._started()
-            try:
-                connection.send((function, arguments))
-                result = self._answer(connection, deadline_s, on_event)
-            except (EOFError, ConnectionError):
-                raise self._death() from None
+            self.begin(function, *arguments)
+            result = self._answer(deadline_s, on_event)
             is_well = True
         finally:
             if not is_well:
                 self.close()
         return result  # type: ignore[no-any-return]
 
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Starts what `call` does and does not wait for it: `receive` until it gives a result or an error.
+
+        Raises MeasureError where the worker does not even take the call.
+        """
+        connection = self._started()
+        try:
+            connection.send((function, arguments))
+        except ConnectionError:
+            error = self._death()
+            self.close()
+            raise error from None
+
+    def receive(self) -> Message:
+        """The next that the worker says; waits for it. A record of its log is one of ours now, and the message empty.
+
+        After an `error`, its own death among them, the worker is replaced.
+        """
+        assert self._connection is not None
+        wait(self.waitables)
+        message: Message = ("error", None)
+        # Nothing to read but its end: something that it started holds the connection open.
+        if self._connection.poll(0):
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):  # OSError: dead in the middle of a message
+                pass
+            except BaseException:  # part of a message may be lost
+                self.close()
+                raise
+        kind, content = message
+        if kind == "log":
+            logging.getLogger(content[0]).log(content[1], content[2])
+        if kind == "error":
+            content = content or self._death()
+            self.close()
+        return kind, content
+
+    def kill(self) -> None:
+        """Ends the worker and does not wait for its end, as `close` does; what it was doing is told as its death."""
+        if self._process is not None:
+            _kill(self._process, leads_group=self._leads_group)
+
     def close(self) -> None:
         """Ends the worker; the next call starts another."""
         if self._end is not None:
             self._end()
-        self._process = self._connection = self._log = self._end = None
+        self._process = self._connection = self._sentinel = self._log = self._end = None
 
     def __enter__(self) -> Worker:
         return self
@@ -94,56 +152,66 @@ class Worker:
         self.close()
 
     def _started(self) -> Connection:
-        if self._connection is not None and self._process is not None and self._process.poll() is None:
+        if self._connection is not None and not self._has_ended():
             return self._connection
         self.close()
         ours, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid()), self._name],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **self._variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            process_group=0 if self._leads_group else None,
         )
         theirs.close()
         self._connection = ours
+        if sys.platform == "linux":
+            with suppress(OSError):
+                self._sentinel = os.pidfd_open(self._process.pid)
         # Also when nobody holds this any more, and when the interpreter ends.
-        self._end = weakref.finalize(self, _end, self._process, ours, self._log)
+        self._end = weakref.finalize(
+            self, _end, self._name, self._process, ours, self._sentinel, self._log, leads_group=self._leads_group
+        )
         return ours
 
-    def _answer(self, connection: Connection, deadline_s: float | None, on_event: Callable[[str], None]) -> Any:
+    def _answer(self, deadline_s: float | None, on_event: Callable[[str], None]) -> Any:
         until = None if deadline_s is None else time.monotonic() + deadline_s
         while True:
             left = None if until is None else max(0.0, until - time.monotonic())
-            if not connection.poll(left):
+            if not wait(self.waitables, left):
                 raise MeasureError(f"not done after {deadline_s:.0f} s, the deadline of a measurement", "timeout")
-            kind, content = connection.recv()
-            match kind:
-                case "event":
+            match self.receive():
+                case "event", content:
                     on_event(content)
-                case "log":
-                    logging.getLogger(content[0]).log(content[1], content[2])
-                case "error":
+                case "error", content:
                     raise content
-                case _:
+                case "result", content:
                     return content
+
+    def _has_ended(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None if self._sentinel is None else bool(wait([self._sentinel], 0))
 
     def _death(self) -> MeasureError:
         assert self._process is not None
+        # A process that was not asked for yet keeps its number, and its group's: so the group goes first.
+        if self._leads_group and self._sentinel is not None and wait([self._sentinel], _CLOSE_S):
+            _kill(self._process, leads_group=True)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_S)
         code = self._process.poll()
         said = self._last_lines()
         if code is None:
-            return MeasureError(f"the measuring process stopped answering{said}", "crash")
+            return MeasureError(f"{self._name} stopped answering{said}", "crash")
         if code == -signal.SIGKILL:
             return MeasureError(
-                f"the measuring process was killed, as the system does when memory runs out{said}", "out_of_memory"
+                f"{self._name} was killed, as the system does when memory runs out{said}", "out_of_memory"
             )
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return MeasureError(f"the measuring process crashed ({name}){said}", "crash")
+        return MeasureError(f"{self._name} crashed ({name}){said}", "crash")
 
     def _last_lines(self) -> str:
         assert self._log is not None
@@ -152,21 +220,39 @@ class Worker:
         return f": {' | '.join(lines[-_LAST_LINES:])}" if lines else ""
 
 
-def _end(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes]) -> None:
+def _end(
+    name: str,
+    process: subprocess.Popen[bytes],
+    connection: Connection,
+    sentinel: int | None,
+    log: IO[bytes],
+    *,
+    leads_group: bool,
+) -> None:
     """Kills a worker: what it had to keep is kept."""
     connection.close()
-    process.kill()
+    _kill(process, leads_group=leads_group)
     try:
         process.wait(_CLOSE_S)
     except subprocess.TimeoutExpired:
-        logger.warning("the measuring process %d does not end: it hangs inside the driver", process.pid)
+        logger.warning("%s %d does not end: it hangs inside the driver", name, process.pid)
+    if sentinel is not None:
+        os.close(sentinel)
     log.close()
+
+
+def _kill(process: subprocess.Popen[bytes], *, leads_group: bool) -> None:
+    if not leads_group:
+        process.kill()
+    elif process.returncode is None:  # else the number may be another's by now
+        with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, of a group of which none lives
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Forwarded(logging.Handler):
     """Log records of the library, told to the owner."""
 
-    def __init__(self, send: Callable[[tuple[str, Any]], None]) -> None:
+    def __init__(self, send: Callable[[Message], None]) -> None:
         super().__init__()
         self.send = send
 
@@ -177,7 +263,8 @@ class _Forwarded(logging.Handler):
 def serve() -> None:
     """What the worker runs: calls from the connection whose descriptor is its first argument, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
-    descriptor, owner = int(sys.argv[1]), int(sys.argv[2])
+    descriptor, owner, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    os.set_inheritable(descriptor, False)  # the owner knows of our end by it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(
             _PR_SET_PDEATHSIG, signal.SIGKILL
@@ -186,7 +273,7 @@ def serve() -> None:
     connection = Connection(descriptor)
     lock = threading.Lock()
 
-    def send(message: tuple[str, Any]) -> None:
+    def send(message: Message) -> None:
         with lock:
             connection.send(message)
 
@@ -200,10 +287,10 @@ def serve() -> None:
         except (EOFError, ConnectionError):
             return
         try:
-            message = ("result", function(*arguments, lambda text: send(("event", text))))
+            message = ("result", function(*arguments, lambda event: send(("event", event))))
         except BaseException as error:  # noqa: BLE001
             traceback.print_exc()
-            message = ("error", _portable(error))
+            message = ("error", _portable(error, name))
         with suppress(BrokenPipeError):
             send(message)
 
@@ -215,7 +302,7 @@ def _end_with(owner: int) -> None:
     os._exit(1)
 
 
-def _portable(error: BaseException) -> BaseException:
+def _portable(error: BaseException, name: str) -> BaseException:
     """The error where it is one of ours; of a library a MeasureError that says it, of kind `out_of_memory` or `crash`; what
     can only be a bug of ours becomes an ExplorerError with its traceback.
     """
@@ -228,6 +315,6 @@ def _portable(error: BaseException) -> BaseException:
         return MeasureError(text, "out_of_memory")
     if not isinstance(error, _BUGS) or isinstance(error, NotImplementedError):
         return MeasureError(text, "crash")
-    bug = ExplorerError(f"in the measuring process: {text}")
+    bug = ExplorerError(f"in {name}: {text}")
     bug.add_note(traceback.format_exc())
     return bug

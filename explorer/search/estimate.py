@@ -7,6 +7,7 @@ from typing import Final
 
 from explorer.complexity import complexity_of
 from explorer.evaluate import Plan
+from explorer.search.ladder import halving_share
 from explorer.space import Space
 from explorer.store import Store
 
@@ -29,10 +30,16 @@ class Estimate:
     basis: str
 
 
-def estimate(space: Space, plan: Plan, store: Store | None, num_new: int) -> Estimate:
-    """Estimates `num_new` evaluations of the size of the space's base, known facts not counted."""
-    latency_s, train_s = store.mean_seconds(plan.target.id, plan.recipe.id) if store else (None, None)
-    basis = "a rough guess from FLOPs" if latency_s is None or train_s is None else "the mean of steps timed before"
+def estimate(
+    space: Space, plan: Plan, store: Store | None, num_new: int, num_seeds: int = 1, eta: float | None = None
+) -> Estimate:
+    """Estimates `num_new` evaluations of the size of the space's base, known facts not counted.
+
+    With a ladder each candidate is trained for its share of the whole training, seeds at the top alone.
+    """
+    latency_s, epoch_s = store.mean_seconds(plan.target.id, plan.recipe.id) if store else (None, None)
+    basis = "a rough guess from FLOPs" if latency_s is None or epoch_s is None else "the mean of steps timed before"
+    train_s = None if epoch_s is None else epoch_s * plan.recipe.epochs
     if latency_s is None:
         counts = complexity_of(space.base)
         rate = _RATES[plan.target.device_kind][0] * max(1, plan.target.threads)
@@ -42,4 +49,7 @@ def estimate(space: Space, plan: Plan, store: Store | None, num_new: int) -> Est
         images = min(plan.recipe.train_images or plan.data.num_train, plan.data.num_train)
         rate = _RATES[plan.train_device][1] * (max(1, plan.target.threads) if plan.train_device == "cpu" else 1)
         train_s = 3 * complexity_of(plan.proxy(space.base)).flops * images * plan.recipe.epochs / rate
-    return Estimate(latency_s, train_s, num_new * (latency_s + train_s), basis)
+    trainings = float(num_seeds)
+    if eta is not None and len(plan.rungs) > 1:
+        trainings = halving_share(plan.rungs, eta) + (num_seeds - 1) / eta ** (len(plan.rungs) - 1)
+    return Estimate(latency_s, train_s, num_new * (latency_s + trainings * train_s), basis)

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from explorer.arch import Arch
 from explorer.errors import TrialError
 from explorer.evaluate import Plan, Step, keep_failure
 from explorer.pareto import Front
-from explorer.records import Candidate, Epoch, FrontRecord, StudyRecord, latency_key
+from explorer.records import Candidate, Epoch, FailureKind, FrontRecord, StudyRecord, latency_key
 from explorer.search.budget import Budget
 from explorer.search.ladder import Ladder
 from explorer.search.sampling import Proposer
@@ -255,7 +255,7 @@ class Loop:
         key = latency_key(job.arch.id, self.plan.target.id)
         if step == "training":
             key = str(self.plan.score_key(job.arch, epochs=job.epochs, seed=job.seeds[0]))
-        kind = "out_of_memory" if error.kind == "out_of_memory" else "crash"
+        kind: FailureKind = "out_of_memory" if error.kind == "out_of_memory" else "crash"
         latency = self.store.latency(job.arch.id, self.plan.target.id)
         return Candidate(job.arch, "failed", latency, failure=keep_failure(self.store, job.arch, key, kind, error))
 
@@ -334,9 +334,10 @@ class Loop:
         """Passes on what a job is doing."""
         if isinstance(event, Epoch):
             self.report("epoch", arch=arch, step="training", epoch=event)
-        elif event == "measuring" or event == "training":
-            self.steps[arch.id] = event
-            self.report("step", arch=arch, step=event)
+        elif event in ("measuring", "training"):
+            step = cast(Step, event)
+            self.steps[arch.id] = step
+            self.report("step", arch=arch, step=step)
         else:
             self.report("detail", arch=arch, step="measuring", message=event)
 

@@ -62,7 +62,7 @@ class Trials:
                 if arch.id not in candidates:
                     unfinished.append(arch)
             elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                self.there.add(trial.user_attrs.get("arch_id"))
+                self.there.add(str(trial.user_attrs.get("arch_id")))
         for candidate in candidates.values():
             if candidate.arch.id not in self.there and is_settled(candidate):
                 self.add(candidate)
@@ -81,7 +81,7 @@ class Trials:
             params=dict(point),
             distributions=self.distributions,
             user_attrs=self._attributes(candidate),
-            **({"constraints": constraints} if any(value > 0 for value in constraints.values()) else {}),
+            constraints=constraints if any(value > 0 for value in constraints.values()) else None,
         )
         self.storage.create_new_trial(self.study_id, template_trial=trial)
         self.there.add(candidate.arch.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, Final
 
 from explorer.arch import Arch
@@ -45,6 +45,23 @@ def score_values(score: Score) -> dict[str, Any]:
 def score_of(row: dict[str, Any]) -> Score:
     """A score from its row."""
     return Score(**{**row, "curve": tuple(Epoch(**epoch) for epoch in row["curve"])})
+
+
+def score_until(score: Score, epochs: int) -> Score | None:
+    """The score as it was after `epochs` of its training; None where the training was shorter or not evaluated then."""
+    if epochs == score.epochs:
+        return score
+    curve = tuple(row for row in score.curve if row.epoch <= epochs)
+    if epochs > score.epochs or not curve or curve[-1].epoch != epochs or curve[-1].accuracy is None:
+        return None
+    train_s = sum(row.seconds for row in curve)
+    return replace(score, epochs=epochs, accuracy=curve[-1].accuracy, train_s=train_s, curve=curve)
+
+
+def failure_values(failure: Failure) -> dict[str, Any]:
+    """The row of a failure; what no database can keep of a crashed process's last words is replaced."""
+    message = failure.message.replace("\0", "").encode(errors="replace").decode()
+    return {**asdict(failure), "message": message}
 
 
 def failure_of(row: dict[str, Any]) -> Failure:

@@ -81,6 +81,7 @@ failures = sa.Table(
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("failed_at", sa.String(32), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("1")),
 )
 searches = sa.Table(
     "searches",
@@ -94,6 +95,7 @@ searches = sa.Table(
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("used_at", sa.String(32), nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False, server_default="{}"),
 )
 members = sa.Table(
     "members",
@@ -106,6 +108,10 @@ members = sa.Table(
     sa.Column("epochs", sa.Integer, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("failure_key", sa.String(160), nullable=True),
+    sa.Column("seeds", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("spent_epochs", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("spent_s", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Index("members_in_order", "study", "position"),
 )
 fronts = sa.Table(
     "fronts",
@@ -116,6 +122,15 @@ fronts = sa.Table(
     sa.Column("hypervolume", sa.Float, nullable=False),
     sa.Column("reference_ms", sa.Float, nullable=False),
 )
+verifications = sa.Table(
+    "verifications",
+    metadata,
+    sa.Column("study", sa.ForeignKey("searches.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("arch_id", sa.ForeignKey("architectures.arch_id"), primary_key=True),
+    sa.Column("key", sa.String(160), primary_key=True),
+    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("verified_at", sa.String(32), nullable=False),
+)
 
 
 def _latencies_have_details(connection: Connection) -> None:
@@ -124,7 +139,26 @@ def _latencies_have_details(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE latencies ADD COLUMN details JSON DEFAULT '{}' NOT NULL")
 
 
+def _members_have_seeds(connection: Connection) -> None:
+    """3: attempts at what failed, seeds and cost of members, settings of studies, verifications."""
+    for column in (
+        "failures ADD COLUMN attempts INTEGER DEFAULT 1 NOT NULL",
+        "searches ADD COLUMN settings JSON DEFAULT '{}' NOT NULL",
+        "members ADD COLUMN seeds INTEGER DEFAULT 1 NOT NULL",
+        "members ADD COLUMN spent_epochs INTEGER DEFAULT 0 NOT NULL",
+        "members ADD COLUMN spent_s FLOAT DEFAULT 0 NOT NULL",
+    ):
+        connection.exec_driver_sql(f"ALTER TABLE {column}")
+    connection.exec_driver_sql("CREATE INDEX members_in_order ON members (study, position)")
+    connection.exec_driver_sql(
+        "CREATE TABLE verifications (study VARCHAR(200) NOT NULL, arch_id VARCHAR(32) NOT NULL, "
+        "key VARCHAR(160) NOT NULL, fields JSON NOT NULL, verified_at VARCHAR(32) NOT NULL, "
+        "PRIMARY KEY (study, arch_id, key), FOREIGN KEY(study) REFERENCES searches (name) ON DELETE CASCADE, "
+        "FOREIGN KEY(arch_id) REFERENCES architectures (arch_id))"
+    )
+
+
 #: From version 1 to 2, from 2 to 3 and so on. A new database gets today's tables and none of these; an old one is brought
 #: forward by those it has not seen, and tests/test_store.py holds both to the same tables.
-UPGRADES: Final[tuple[Callable[[Connection], None], ...]] = (_latencies_have_details,)
+UPGRADES: Final[tuple[Callable[[Connection], None], ...]] = (_latencies_have_details, _members_have_seeds)
 VERSION: Final = len(UPGRADES) + 1

@@ -1,0 +1,84 @@
+"""One architecture evaluated as a study does, with nothing known of it: how a failure is reproduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from explorer.arch import Arch
+from explorer.errors import TrialError, ran_out_of_memory
+from explorer.evaluate import DEADLINE_S, Evaluator, Plan, Step, now
+from explorer.records import Candidate, Epoch, Failure, StudyRecord
+from explorer.store import Store
+from explorer.verify.plan import prepare_beside
+
+
+def evaluate_anew(
+    arch: Arch,
+    record: StudyRecord,
+    plan: Plan,
+    store: Store,
+    *,
+    measures: bool = True,
+    rebuilds: int = 1,
+    deadline_s: float = DEADLINE_S,
+    keep: bool = False,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_detail: Callable[[str], None] = lambda text: None,
+) -> Candidate:
+    """Evaluates `arch` as the study does, whatever is known of it: nothing is taken from the store or the user's cache.
+
+    `measures`: else the proxy is trained alone. `keep`: what is found goes to the store by its rules: a fact that is missing is
+    added and ends the failure that stood for it, a failure is added or counts as one more attempt; else nothing is written.
+    """
+    with TemporaryDirectory(prefix="swinexplore-") as folder:
+        root = Path(folder)
+        apart = Store.open(str(root / "anew.db"), create=True)
+        try:
+            with Evaluator(plan, rebuilds=rebuilds, deadline_s=deadline_s, cache_root=root) as evaluator:
+                prepare_beside(evaluator, store, record)
+                if measures:
+                    try:
+                        candidate = evaluator.evaluate(arch, apart, on_step, on_epoch, on_detail)
+                    except (RuntimeError, MemoryError) as error:  # a search ends here, and this is its report
+                        candidate = _crashed(arch, plan, apart, error)
+                else:
+                    candidate = _trained_alone(arch, evaluator, apart, on_step, on_epoch)
+        finally:
+            apart.close()
+    if keep:
+        _keep(candidate, plan, store)
+    return candidate
+
+
+def _trained_alone(
+    arch: Arch,
+    evaluator: Evaluator,
+    store: Store,
+    on_step: Callable[[Step], None],
+    on_epoch: Callable[[Epoch], None] | None,
+) -> Candidate:
+    try:
+        score, _ = evaluator.score(arch, store, on_step, on_epoch)
+    except (TrialError, RuntimeError, MemoryError) as error:
+        return _crashed(arch, evaluator.plan, store, error)
+    return Candidate(arch, "complete", scores=(score,), spent_epochs=score.epochs)
+
+
+def _crashed(arch: Arch, plan: Plan, store: Store, error: Exception) -> Candidate:
+    """A candidate that failed in training, by the class of its error."""
+    kind: Any = getattr(error, "kind", "out_of_memory" if ran_out_of_memory(error) else "crash")
+    failure = Failure(arch.id, str(plan.score_key(arch)), kind, str(error) or type(error).__name__, now())
+    return Candidate(arch, "failed", store.latency(arch.id, plan.target.id), failure=failure)
+
+
+def _keep(candidate: Candidate, plan: Plan, store: Store) -> None:
+    if candidate.latency is not None:
+        store.add_latency(candidate.arch, plan.target, candidate.latency)
+    for score in candidate.scores:
+        store.add_score(plan.proxy(candidate.arch), plan.recipe.model_dump(), score)
+    if candidate.failure is not None:
+        store.add_failure(candidate.arch, candidate.failure)
