@@ -25,6 +25,7 @@ import argparse
 import csv
 import itertools
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -80,7 +81,11 @@ class Table:
 
     def seen(self, seed: int) -> dict[str, tuple[float, float]]:
         """What a sampler is told: one draw of the noise for every architecture."""
-        noise = np.random.default_rng(seed).normal(0.0, self.noise, len(self.values)) if self.noise else itertools.repeat(0.0)
+        noise = (
+            np.random.default_rng(seed).normal(0.0, self.noise, len(self.values))
+            if self.noise
+            else itertools.repeat(0.0)
+        )
         return {
             arch_id: (accuracy + float(error), latency_ms)
             for (arch_id, (accuracy, latency_ms)), error in zip(self.values.items(), noise, strict=False)
@@ -122,7 +127,9 @@ def _accuracy(arch: Arch) -> float:
     positions = [2 * is_large + shift for is_large, shift in zip(large, arch.shifts, strict=True)][:3]
     accuracy = 0.6 + 0.04 * (1 - np.exp(-(arch.depth3 - 8) / 5)) - 0.007 * arch.br
     accuracy += sum(stage[position] for stage, position in zip(gains, positions, strict=True))
-    accuracy += -0.003 * (large[0] and large[1]) - 0.012 * (not any(arch.shifts)) - 0.004 * (arch.br and arch.depth3 == 18)
+    accuracy += (
+        -0.003 * (large[0] and large[1]) - 0.012 * (not any(arch.shifts)) - 0.004 * (arch.br and arch.depth3 == 18)
+    )
     accuracy += 0.003 * (arch.br and large[2]) - 0.003 * (large[2] and arch.depth3 < 14)
     phase = 2.1 * positions[0] + 3.7 * positions[1] + 1.3 * positions[2] * arch.depth3 / 4 + arch.br
     return float(accuracy + 0.001 * np.sin(phase))
@@ -220,7 +227,9 @@ def raw_ids(space: Space) -> dict[Any, str]:
     }
 
 
-def curves(table: Table, samplers: list[str], num_seeds: int, count: int) -> Iterator[tuple[str, np.ndarray, list[float]]]:
+def curves(
+    table: Table, samplers: list[str], num_seeds: int, count: int
+) -> Iterator[tuple[str, np.ndarray, list[float]]]:
     """For every sampler: relative hypervolume (seeds x count), and seconds of every ask."""
     true = table.hypervolume(list(table.values))
     ids = raw_ids(table.space)
@@ -245,6 +254,7 @@ def quality_rows(table: Table, samplers: list[str], num_seeds: int, count: int) 
         for at in (at for at in COUNTS if at <= count):
             row |= {f"mean_{at}": float(curve[:, at - 1].mean()), f"min_{at}": float(curve[:, at - 1].min())}
         rows.append(row | {"ask_ms": statistics.median(seconds) * 1e3})
+        print(rows[-1], file=sys.stderr, flush=True)
     plain = {sampler: means[sampler][-1] for sampler in means if sampler in PLAIN}
     if plain:
         best = max(plain, key=lambda sampler: plain[sampler])
@@ -299,7 +309,7 @@ def ask_rows(sizes: tuple[int, ...], asks: int = 21) -> list[dict[str, Any]]:
     order = np.random.default_rng(0).permutation(len(archs))
     proposer, known, rows = Proposer(space, "tpe", 0, [], None), 0, []
     for size in sizes:
-        for index in order[known : size].tolist():
+        for index in order[known:size].tolist():
             proposer.learn(candidate(archs[index], _accuracy(archs[index]), _latency_ms(archs[index])))
         known = size
         proposer.propose()
@@ -325,7 +335,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNTS[-1], help="different architectures a run")
     parser.add_argument("--tables", nargs="+", choices=list(made), default=list(made))
     parser.add_argument("--samplers", nargs="+", choices=[*PLAIN, *OURS], default=[*PLAIN, *OURS])
-    parser.add_argument("--asks", nargs="*", type=int, default=[100, 1000, 3000], help="known candidates to time an ask at")
+    parser.add_argument(
+        "--asks", nargs="*", type=int, default=[100, 1000, 3000], help="known candidates to time an ask at"
+    )
     parser.add_argument("--no-predictor", action="store_true", help="leave out the comparison with scikit-learn")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -111,7 +111,7 @@ def test_table_groups_by_class_and_says_what_a_search_does_next(database: Store)
     add(database, "first", SMALL, "crash", times=3)
     result = failures("--study", "first")
     assert result.exit_code == 0
-    lines = result.stdout.splitlines()
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == "study first: 3 failed"
     rows = [line.split("│")[1:4] for line in lines if "it broke" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
@@ -171,11 +171,11 @@ def test_nothing_is_forgotten_without_a_yes(database: Store) -> None:
     add(database, "first", FREE, "build")
     refused = failures("--study", "first", "--forget", typed="n\n")
     assert refused.exit_code == 2
-    assert "1 failures were not forgotten; say --yes" in refused.stderr
+    assert "1 failure not forgotten; say --yes" in refused.stderr
     assert len(database.failures()) == 1
     agreed = failures("--study", "first", "--forget", typed="y\n")
     assert agreed.exit_code == 0
-    assert "forgot 1 failures; the next search tries again" in agreed.stderr
+    assert "forgot 1 failure; the next search tries again" in agreed.stderr
     assert database.failures() == []
 
 

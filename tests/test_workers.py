@@ -20,6 +20,8 @@ import pytest
 
 from explorer.arch import Arch, parse_name
 from explorer.errors import BackendMissing, ExplorerError, ParityError, StoreError, TrialError, UserError
+from explorer.evaluate import Evaluator, Plan
+from explorer.evaluate.table import Table, TableSteps, table_data, table_recipe, table_target
 from explorer.latency import environment
 from explorer.latency.worker import Worker
 from explorer.records import Candidate, Epoch
@@ -121,6 +123,21 @@ ACTS = (
     "nothing", "tell", "log", "use the store", "tell what is imported", "meet", "user error", "parity error", "bug",
     "ask for memory", "train", "die", "hang",
 )  # fmt: skip
+
+
+#: A recorded table of ARCHS, and what is evaluated on it.
+TABLE = Table(
+    "some.csv",
+    "0" * 12,
+    (1, 2),
+    {arch.id: 1.0 + index for index, arch in enumerate(ARCHS)},
+    {(arch.id, epochs): 0.1 * index + 0.01 * epochs for index, arch in enumerate(ARCHS) for epochs in (1, 2)},
+)
+PLAN = Plan(table_target(TABLE, 56), None, table_recipe(TABLE), table_data(TABLE))
+
+
+def make_of_table() -> Evaluator:
+    return Evaluator(PLAN, TableSteps(TABLE))
 
 
 def make_none() -> FakeEvaluator:
@@ -250,6 +267,17 @@ def test_as_many_jobs_as_there_are_devices_run_at_once(start: Callable[..., Work
     ended = done(workers, *(job("meet", arch, epochs=2) for arch in ARCHS[:2]))
     assert {one.job.arch for one in ended} == set(ARCHS[:2])
     assert len({candidate(one).reused for one in ended}) == 2
+
+
+def test_facts_of_all_workers_come_to_one_store(start: Callable[..., Workers], store: Store) -> None:
+    ended = done(start(2, make=make_of_table), *(Job(arch, 1, (0, 1)) for arch in ARCHS))
+    found = {one.job.arch.id: candidate(one) for one in ended}
+    for arch in ARCHS:
+        assert found[arch.id].outcome == "stopped"
+        assert found[arch.id].latency == store.latency(arch.id, PLAN.target.id)
+        assert found[arch.id].latency_ms == TABLE.latency_ms[arch.id]
+        assert found[arch.id].scores == tuple(store.score(PLAN.score_key(arch, epochs=1, seed=seed)) for seed in (0, 1))
+        assert found[arch.id].accuracy == pytest.approx(TABLE.accuracy[arch.id, 1])
 
 
 def test_job_that_is_done_does_not_wait_for_those_that_are_not(start: Callable[..., Workers]) -> None:

@@ -50,7 +50,7 @@ def studies_failures(
         content = {"study": None if record is None else record.name, "forgotten": forgotten, "failures": rows}
         console.json_document(content)
     elif forgotten:
-        console.note(f"forgot {forgotten} failures; the next search tries again what failed")
+        console.note(f"forgot {_counted(forgotten)}; the next search tries again what failed")
 
 
 def _rows(store: Store, record: StudyRecord | None, storage: str) -> list[dict[str, Any]]:
@@ -147,6 +147,10 @@ def _what_next(rows: list[dict[str, Any]]) -> str:
 
 def _forget(store: Store, rows: list[dict[str, Any]], *, yes: bool) -> int:
     """Forgets all failures shown; asks first unless told not to. Returns how many there were."""
-    if not yes and not typer.confirm(f"Forget {len(rows)} failures? The next search tries again.", err=True):
-        raise StoreError(f"{len(rows)} failures were not forgotten; say --yes to forget them")
+    if not yes and not typer.confirm(f"Forget {_counted(len(rows))}? The next search tries again.", err=True):
+        raise StoreError(f"{_counted(len(rows))} not forgotten; say --yes to forget them")
     return store.forget_failures(row["key"] for row in rows)
+
+
+def _counted(number: int) -> str:
+    return f"{number} failure{'s' * (number != 1)}"

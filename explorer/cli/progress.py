@@ -61,12 +61,17 @@ def outcome_text(candidate: Candidate) -> str:
     match candidate.outcome:
         case "complete":
             is_invalid = candidate.latency is not None and candidate.latency.invalid
-            text = f"accuracy {candidate.accuracy:.4f}  {latency}{' (invalid)' if is_invalid else ''}"
+            spread = "" if candidate.accuracy_std is None else f" ±{candidate.accuracy_std:.4f}"
+            text = f"accuracy {candidate.accuracy:.4f}{spread}  {latency}{' (invalid)' if is_invalid else ''}"
+        case "stopped":
+            text = f"accuracy {candidate.accuracy:.4f} after {candidate.epochs} epochs  {latency}"
         case "gated":
             text = f"over the latency limit: {latency}"
         case _:
-            text = f"failed: {candidate.failure.kind if candidate.failure else '?'}"
-    return text + ("  (known)" if candidate.reused >= 1 + (candidate.outcome == "complete") else "")
+            failure = candidate.failure
+            again = ", tried again at the end" if failure is not None and failure.is_passing else ""
+            text = f"failed: {failure.kind if failure else '?'}{again}"
+    return text + ("  (known)" if candidate.reused >= 1 + bool(candidate.scores) else "")
 
 
 def _json_line(progress: Progress) -> None:
@@ -80,6 +85,7 @@ def _json_line(progress: Progress) -> None:
         "best_accuracy": progress.best_accuracy,
         "best_latency_ms": progress.best_latency_ms,
         "front": list(progress.front),
+        "hypervolume": progress.hypervolume,
         "seconds_left": progress.seconds_left,
     }
     if progress.arch is not None:
@@ -109,8 +115,9 @@ def _line(progress: Progress) -> str:
             assert progress.arch is not None
             assert progress.candidate is not None
             line = f"{count} {progress.arch.name}  {outcome_text(progress.candidate)}  {_best(progress)}"
-        case "start" if progress.num_done:
-            line = f"{count} going on with study {progress.study}"
+        case "start" if progress.num_done or progress.message:
+            going_on = f"going on with study {progress.study}" if progress.num_done else ""
+            line = f"{count} " + "; ".join(filter(None, (going_on, progress.message)))
         case "end":
             line = f"{count} done: study {progress.study}" + (f"; {progress.message}" if progress.message else "")
         case _:

@@ -6,12 +6,17 @@ non-dominated rank first, all compared after the same epochs, then spread: of on
 from those that went on already. Nothing is waited for, so an early candidate may go on that later ones would have
 outranked; what that costs is bounded by a share of full training that the whole search never exceeds.
 
+Slow networks tend to learn late: after the same few epochs a fast one looks better than it will be. As soon as enough
+candidates are fully trained, accuracies at a rung are therefore compared plus what candidates of such a latency were seen to
+gain more than others on their way up (`gain_slopes`); in a benchmark whose early leaders lose in the end, that is the
+difference between 95 % and all of the front's hypervolume.
+
 At the end of a search, when no new candidates come, what is left of that share is spent (`final`): on the candidates that
 no other dominates at their rung first, then rank by rank.
 
-Nothing here depends on the order in which results came: the answer follows from what each candidate has reached, so that a
-resumed search goes on as if it had never stopped. Ties are broken by the architectures' ids. No training, no store, no
-sampler.
+The order in which results came does not matter: the answer follows from what each candidate has reached, so that a resumed
+search goes on as if it had never stopped, but for gains that are fitted on all that is known at the start. Ties are broken by
+the architectures' ids. No training, no store, no sampler.
 """
 
 from __future__ import annotations
@@ -31,6 +36,11 @@ MAX_SHARE: Final = 1 / 3
 _SLACK: Final = 1.3
 #: Neighbouring rungs may lie apart by up to eta to the power of 1 + about this; more, and there is another one in between.
 _STRETCH: Final = 0.25
+
+#: Fully trained candidates from which gains are fitted, and by what factor they grow until the next fit.
+_FIT_FROM, _FIT_AGAIN = 8, 1.25
+#: Weight of the ridge that holds fitted slopes near 0, in units of one candidate.
+_RIDGE: Final = 1.0
 
 #: Accuracy (0..1) and latency in ms.
 Values = tuple[float, float]
@@ -72,9 +82,20 @@ def fronts(values: Mapping[str, Values]) -> list[list[str]]:
 
     A candidate is dominated by one that is as fast and as accurate or better, and differs from it.
     """
+    by_latency = sorted(values, key=lambda arch_id: (values[arch_id][1], -values[arch_id][0], arch_id))
     ranked: list[list[str]] = []
-    for arch_id in values:
-        insert(ranked, arch_id, values)
+    falling: list[float] = []  # minus the best accuracy of each front so far: rises from front to front
+    before, rank = None, 0
+    for arch_id in by_latency:
+        if values[arch_id] != before:
+            # All before are as fast; the first front without one as accurate takes it.
+            rank = bisect_right(falling, -values[arch_id][0])
+            if rank == len(ranked):
+                ranked.append([])
+                falling.append(0.0)
+            falling[rank] = -values[arch_id][0]
+            before = values[arch_id]
+        ranked[rank].append(arch_id)
     return ranked
 
 
@@ -115,6 +136,31 @@ def insert(ranked: list[list[str]], arch_id: str, values: Mapping[str, Values]) 
         moving, rank = pushed, rank + 1
 
 
+def gain_slopes(levels: Sequence[Mapping[str, Values]]) -> list[float]:
+    """Accuracy per ms by which slower candidates gain more from each rung to the top; `levels`: values by id at each rung.
+
+    From rung to rung the gain is fitted as linear in accuracy and latency (ridge regression, both standardised) over those
+    that are known at both; accuracy is in it because the better ones went on. Slopes of the steps above add up.
+    """
+    slopes, slope, persistence = [0.0] * len(levels), 0.0, 1.0
+    for index in reversed(range(len(levels) - 1)):
+        below, above = levels[index], levels[index + 1]
+        both = sorted(below.keys() & above.keys())
+        if len(both) > 1:
+            at = np.array([below[arch_id] for arch_id in both])
+            gains = np.array([above[arch_id][0] for arch_id in both]) - at[:, 0]
+            spread = at.std(axis=0) + 1e-12
+            scaled = (at - at.mean(axis=0)) / spread
+            weights = (
+                np.linalg.solve(scaled.T @ scaled + _RIDGE * np.eye(2), scaled.T @ (gains - gains.mean())) / spread
+            )
+            # What is ahead here by 1 is ahead above by 1 + the first weight.
+            slope += persistence * float(weights[1])
+            persistence *= max(0.1, 1 + float(weights[0]))
+        slopes[index] = slope / persistence
+    return slopes
+
+
 def promotions(
     standings: Iterable[Standing], rungs: Sequence[int], eta: float = 3.0, *, final: bool = False
 ) -> tuple[tuple[str, int], ...]:
@@ -142,7 +188,7 @@ class Ladder:
         self.rungs, self.eta = tuple(rungs), eta
         halving = halving_share(rungs, eta)
         self.max_share = max(halving, min(MAX_SHARE, _SLACK * halving)) if max_share is None else max_share
-        self.spent_epochs = 0
+        self.spent_epochs, self._fitted = 0, 0
         self._levels = [_Level() for _ in rungs]
         self._reached: dict[str, int] = {}
         self._going_to: dict[str, int] = {}
@@ -196,6 +242,7 @@ class Ladder:
         `final`: no new candidates will come. Then nobody goes on whose whole way to the top is more than what is left of the
         share, and all of that is spent; one candidate is trained to the top whatever the share.
         """
+        self._fit()
         chosen = self._best_share() if not final else self._best_share(final=True) or self._what_is_left()
         if chosen is None:
             return None
@@ -213,6 +260,13 @@ class Ladder:
         self._forgotten.add(arch_id)
         for level in self._levels:
             level.drop(arch_id)
+
+    def _fit(self) -> None:
+        num_full = len(self._levels[-1].known)
+        if num_full >= max(_FIT_FROM, _FIT_AGAIN * self._fitted):
+            self._fitted = num_full
+            for level, slope in zip(self._levels, gain_slopes([level.known for level in self._levels]), strict=True):
+                level.tilt(slope)
 
     def _best_share(self, *, final: bool = False) -> tuple[str, int] | None:
         """From the top rung down, the first of the best 1/eta that has not gone on."""
@@ -277,30 +331,38 @@ class Ladder:
 
 
 class _Level:
-    """One rung: the values of all that reached it by id, who went on, and the fronts, kept up with every new candidate."""
+    """One rung: what is known of all that reached it, who went on, and the fronts, kept up with every new candidate.
+
+    `values` are those compared: the accuracy that is `known`, plus `slope` times the latency.
+    """
 
     def __init__(self) -> None:
+        self.known: dict[str, Values] = {}
         self.values: dict[str, Values] = {}
+        self.slope = 0.0
         self.gone: set[str] = set()
         self.ranked: list[list[str]] = []
-        self.bounds = [math.inf, -math.inf, math.inf, -math.inf]
 
-    def put(self, arch_id: str, values: Values) -> None:
+    def put(self, arch_id: str, known: Values) -> None:
         """Adds a candidate; its new values where it is there."""
-        if self.values.get(arch_id) == values:
-            return
-        is_new = arch_id not in self.values
-        self.values[arch_id] = values
-        if is_new:
+        if arch_id not in self.known:
+            self.known[arch_id] = known
+            self.values[arch_id] = known[0] + self.slope * known[1], known[1]
             insert(self.ranked, arch_id, self.values)
-            self._widen(values)
-        else:
-            self._rank_anew()
+        elif self.known[arch_id] != known:
+            self.known[arch_id] = known
+            self.tilt(self.slope)
 
     def drop(self, arch_id: str) -> None:
         self.gone.discard(arch_id)
-        if self.values.pop(arch_id, None) is not None:
-            self._rank_anew()
+        if self.known.pop(arch_id, None) is not None:
+            self.tilt(self.slope)
+
+    def tilt(self, slope: float) -> None:
+        """Ranks all anew, their accuracies `slope` per ms higher."""
+        self.slope = slope
+        self.values = {arch_id: (accuracy + slope * ms, ms) for arch_id, (accuracy, ms) in self.known.items()}
+        self.ranked = fronts(self.values)
 
     def quota(self, eta: float) -> int:
         """How many of the rung's best go on."""
@@ -309,12 +371,13 @@ class _Level:
     def waiting(self, group: Sequence[str]) -> str | None:
         """Of one rank, the waiting candidate farthest from all that went on, else the most accurate; None without any.
 
-        Distances are Euclidean, each objective scaled by its range over the rung. Along a front the nearest of a set is a
+        Distances are Euclidean, each objective scaled by its range over the rank. Along a front the nearest of a set is a
         neighbour in latency, so that a rank costs m log m.
         """
         if self.gone.issuperset(group):
             return None
-        scaled = np.array([self.values[arch_id] for arch_id in group]) / self._ranges()
+        at = np.array([self.values[arch_id] for arch_id in group])
+        scaled = at / (np.ptp(at, axis=0) + 1e-12)
         is_gone = np.array([arch_id in self.gone for arch_id in group])
         waiting, others = scaled[~is_gone], scaled[is_gone]
         if not len(others):
@@ -323,26 +386,6 @@ class _Level:
         neighbours = (others[index.clip(0, len(others) - 1)] for index in (after - 1, after))
         nearest = np.minimum(*(np.hypot(*(waiting - neighbour).T) for neighbour in neighbours))
         return group[int(np.flatnonzero(~is_gone)[np.argmax(nearest)])]
-
-    def _ranges(self) -> Values:
-        """Largest minus smallest accuracy and latency; 1 where all are equal."""
-        low_accuracy, high_accuracy, low_ms, high_ms = self.bounds
-        return high_accuracy - low_accuracy or 1.0, high_ms - low_ms or 1.0
-
-    def _widen(self, values: Values) -> None:
-        low_accuracy, high_accuracy, low_ms, high_ms = self.bounds
-        self.bounds = [
-            min(low_accuracy, values[0]),
-            max(high_accuracy, values[0]),
-            min(low_ms, values[1]),
-            max(high_ms, values[1]),
-        ]
-
-    def _rank_anew(self) -> None:
-        self.ranked, self.bounds = [], [math.inf, -math.inf, math.inf, -math.inf]
-        for arch_id, values in self.values.items():
-            insert(self.ranked, arch_id, self.values)
-            self._widen(values)
 
 
 def _require(holds: bool, message: str) -> None:

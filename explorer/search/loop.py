@@ -274,7 +274,7 @@ class Loop:
             spent_epochs=before.spent_epochs + kept.spent_epochs,
             spent_s=before.spent_s + kept.spent_s,
         )
-        self.proposer.learn(candidate)
+        self.proposer.learn(kept)
         if candidate.failure is not None and candidate.failure.is_passing:
             self.retries.append(arch)
         self.climb(candidate)

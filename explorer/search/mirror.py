@@ -103,6 +103,10 @@ class Mirror:
         """The candidate that was learned of an architecture."""
         return self._known[arch_id][0] if arch_id in self._known else None
 
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials as the sampler sees them now; not to be changed."""
+        return self._study.get_trials(deepcopy=False)
+
     def ask(self) -> optuna.Trial:
         """A proposal that must be answered or kept; its `params` are a point of the space."""
         self._freshen()
@@ -127,8 +131,7 @@ class Mirror:
             values, constraints = told
             for name, value in constraints.items():
                 trial.set_constraint(name, value)
-            self._study.tell(trial, values)
-            self._count_generation(trial.system_attrs)
+            self._count_generation(self._study.tell(trial, values).system_attrs)
 
     def draw(self) -> dict[str, Choice] | None:
         """A proposal of TPE that needs no answer; None while it has too little to go by.

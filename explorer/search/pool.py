@@ -1,7 +1,7 @@
 """The pool of unseen architectures that `tpe` chooses from, ordered by expected hypervolume improvement.
 
 Bounded in size and in what is added an ask, so that an ask costs the same in any space and at any number of trials. The
-volume is counted up to twice the base's latency, as the study's is, and from the worst accuracy seen.
+volume is counted up to twice the base's latency, as the study's is, and from somewhat below the worst accuracy seen.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _DRAWS: Final = 64
 _NUM_RANDOM: Final = 8
 _CACHED: Final = 4096
 _REFERENCE_FACTOR: Final = 2.0
+#: Volume is counted from so far below the worst accuracy, as a share of the range: the fast end of the front counts too
+#: (BoTorch's rule for a reference point that nobody gave).
+_MARGIN: Final = 0.1
 #: A latency is taken as uncertain by at least this share.
 _LEAST_ERROR: Final = 0.002
 
@@ -60,7 +63,7 @@ class Pool:
         self._archs: OrderedDict[_Codes, Arch] = OrderedDict()
         self._complete: dict[str, _Member] = {}
         self._front: list[_Member] = []
-        self._floor, self._slowest_ms = 1.0, 0.0
+        self._floor = 1.0
         self._base_ms: float | None = None
         self._predictor: LatencyPredictor | None = None
 
@@ -68,9 +71,7 @@ class Pool:
         """Takes in an evaluated candidate, also one seen before; `point` is None outside the space."""
         latency_ms, arch_id = valid_latency_ms(candidate), candidate.arch.id
         if latency_ms is not None:
-            self._slowest_ms = max(self._slowest_ms, latency_ms)
-            if arch_id == self._space.base.id:
-                self._base_ms = latency_ms
+            self._base_ms = latency_ms if arch_id == self._space.base.id else self._base_ms
         if point is None:
             return
         codes = tuple(d.choices.index(point[d.name]) for d in self._space.dimensions)
@@ -155,23 +156,25 @@ class Pool:
     def _scores(
         self, codes: list[_Codes], predictor: LatencyPredictor, measured: Mapping[str, tuple[Arch, float]]
     ) -> np.ndarray:
-        """Expected improvement times the chance not to fail; below 0 for what is most likely over the latency limit."""
+        """Expected improvement times the chance not to fail; below 0 for what will rather fail, or be over the limit."""
         points, error = np.array(codes), max(predictor.error.rms, _LEAST_ERROR)
         latency_ms = np.array([entry.predicted_ms for entry in self._entries.values()])
         deviation_ms = error * latency_ms
         for index, entry in enumerate(self._entries.values()):
             if entry.arch.id in measured:
                 latency_ms[index], deviation_ms[index] = measured[entry.arch.id][1], 0.0
-        ceiling_ms = self._slowest_ms if self._base_ms is None else _REFERENCE_FACTOR * self._base_ms
+        base_ms = predictor.predict(self._space.base) if self._base_ms is None else self._base_ms
+        ceiling_ms = _REFERENCE_FACTOR * base_ms
         limit_ms = ceiling_ms if self._max_latency_ms is None else min(ceiling_ms, self._max_latency_ms)
         scores = expected_improvement(
             self._accuracy.predict(points),
             (latency_ms, deviation_ms),
             [(member.accuracy, member.latency_ms) for member in self._front],
-            (self._floor, limit_ms),
+            (self._floor - _MARGIN * (self._front[-1].accuracy - self._floor), limit_ms),
         )
         if self._num_failed:
-            scores *= np.clip(1 - self._failed.predict(points)[0], 0.0, 1.0)
+            chance = self._failed.chance_below(0.5, points)
+            scores = np.where(chance < 0.5, chance - 1, scores * chance)
         if self._max_latency_ms is not None:
             least_ms = latency_ms - 2 * deviation_ms
             scores = np.where(least_ms > self._max_latency_ms, -least_ms, scores)

@@ -66,10 +66,7 @@ class LatencyPredictor:
         if len(rows) < MIN_ROWS:
             return None
         latencies_ms = np.array([latency_ms for _, latency_ms in rows])
-        fitted = (
-            _fit(rows, latencies_ms, feature_set, is_log)
-            for feature_set, is_log in itertools.product(_FEATURE_SETS, (False, True))
-        )
+        fitted = (_fit(rows, latencies_ms, feature_set) for feature_set in _FEATURE_SETS)
         return min(fitted, key=lambda model: model.error.rms)
 
     def predict(self, arch: Arch) -> float:
@@ -89,49 +86,49 @@ class LatencyPredictor:
         ).replace("%", " %")
 
 
-def ridge_path(matrix: Array, values: Array, ridges: Sequence[float]) -> list[tuple[Array, Array]]:
+def ridge_path(matrix: Array, targets: Array, ridges: Sequence[float]) -> list[tuple[Array, Array]]:
     """For every ridge the coefficients and the leave-one-out predictions of linear regression with a free constant.
 
-    `matrix`: rows x features, `values`: rows. The constant is not penalised. One eigendecomposition serves all ridges.
+    `matrix`: rows x features, `targets`: rows x targets. The constant is not penalised. One eigendecomposition serves all.
     """
-    means, mean = matrix.mean(axis=0), values.mean()
-    centred, target = matrix - means, values - mean
+    centred, centred_targets = matrix - matrix.mean(axis=0), targets - targets.mean(axis=0)
     eigenvalues, vectors = np.linalg.eigh(centred.T @ centred)
-    eigenvalues = np.maximum(eigenvalues, 0.0)
+    eigenvalues = np.maximum(eigenvalues, 0.0)[:, None]
     projected = centred @ vectors
+    moments, squares = projected.T @ centred_targets, projected**2
     path = []
     for ridge in ridges:
-        coefficients = vectors @ ((projected.T @ target) / (eigenvalues + ridge))
-        leverage = 1 / len(values) + (projected**2 / (eigenvalues + ridge)).sum(axis=1)
-        residuals = target - centred @ coefficients
-        path.append((coefficients, values - residuals / np.maximum(1 - leverage, 1e-9)))
+        rotated = moments / (eigenvalues + ridge)
+        leverage = 1 / len(targets) + squares @ (1 / (eigenvalues + ridge))
+        residuals = centred_targets - projected @ rotated
+        path.append((vectors @ rotated, targets - residuals / np.maximum(1 - leverage, 1e-9)))
     return path
 
 
-def _fit(
-    rows: Sequence[tuple[Arch, float]], latencies_ms: Array, feature_set: _FeatureSet, is_log: bool
-) -> LatencyPredictor:
+def _fit(rows: Sequence[tuple[Arch, float]], latencies_ms: Array, feature_set: _FeatureSet) -> LatencyPredictor:
     columns, matrix = _matrix([arch.canonical() for arch, _ in rows], feature_set)
-    values = np.log(latencies_ms) if is_log else latencies_ms
-    best: tuple[PredictionError, Array] | None = None
-    for coefficients, predictions in ridge_path(matrix, values, RIDGES):
+    targets = np.stack([latencies_ms, np.log(latencies_ms)], axis=1)
+    best: tuple[PredictionError, bool, Array] | None = None
+    for coefficients, predictions in ridge_path(matrix, targets, RIDGES):
         # A fold may lack all that a row is made of: its prediction is bounded, or one such fold would decide.
-        left_out_ms = np.exp(np.clip(predictions, values.min() - 3, values.max() + 3)) if is_log else predictions
-        relative = np.abs(left_out_ms / latencies_ms - 1)
-        error = PredictionError(float(np.median(relative)), float(np.sqrt(np.mean(relative**2))))
-        if best is None or error.rms < best[0].rms:
-            best = error, coefficients
+        logs = np.clip(predictions[:, 1], targets[:, 1].min() - 3, targets[:, 1].max() + 3)
+        for is_log, left_out_ms in ((False, predictions[:, 0]), (True, np.exp(logs))):
+            relative = np.abs(left_out_ms / latencies_ms - 1)
+            error = PredictionError(float(np.median(relative)), float(np.sqrt(np.mean(relative**2))))
+            if best is None or error.rms < best[0].rms:
+                best = error, is_log, coefficients[:, int(is_log)]
     assert best is not None
+    error, is_log, chosen = best
     return LatencyPredictor(
         name=feature_set + (" in log latency" if is_log else ""),
-        error=best[0],
+        error=error,
         num_rows=len(rows),
         _feature_set=feature_set,
         _is_log=is_log,
         _columns=columns,
         _means=matrix.mean(axis=0),
-        _coefficients=best[1],
-        _constant=float(values.mean()),
+        _coefficients=chosen,
+        _constant=float(targets[:, int(is_log)].mean()),
     )
 
 

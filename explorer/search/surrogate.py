@@ -92,6 +92,11 @@ class Effects:
         spread = np.einsum("ij,ij->i", rows @ inverse, rows)
         return top.total / top.count + rows @ coefficients, np.sqrt(noise * (1 + 1 / top.count + spread))
 
+    def chance_below(self, level: float, codes: Codes) -> Array:
+        """Probability that less than `level` would be observed."""
+        mean, deviation = self.predict(codes)
+        return _normal_cdf((level - mean) / np.maximum(deviation, 1e-12))
+
     def _columns(self, codes: Codes) -> Codes:
         columns = np.empty((len(codes), len(self._groups)), dtype=np.int64)
         for index, group in enumerate(self._groups):

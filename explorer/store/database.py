@@ -58,7 +58,7 @@ def place_of(url: str) -> str:
     parsed = make_url(url)
     if _is_file(parsed):
         return parsed.database or ""
-    return parsed.set(drivername="postgresql", query={}, password=None).render_as_string()
+    return URL.create("postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database).render_as_string()
 
 
 def file_of(storage: str) -> Path | None:
