@@ -9,6 +9,7 @@ ExplorerError
 │   ├── BackendMissing   a latency backend or a device that this machine lacks
 │   ├── StoreError       a database or a study in it
 │   ├── DataError        a data set
+│   ├── TableError       a recorded table of accuracies and latencies
 │   └── WeightsError     a checkpoint that cannot be read safely, or does not fit
 ├── TrialError    this architecture failed; stored with its reason; the study goes on
 │   ├── ExportError      no ONNX graph could be written
@@ -52,6 +53,10 @@ class RecipeError(UserError):
 
 class BackendMissing(UserError):
     """A latency backend, precision or device that is not available here; the message names what to install."""
+
+
+class TableError(UserError):
+    """A recorded table with a problem; the message holds file, line, column, value and what is allowed."""
 
 
 class StoreError(UserError):

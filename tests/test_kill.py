@@ -115,7 +115,7 @@ def test_fifty_kills_of_four_workers_and_their_owner_lose_and_double_nothing(tmp
     killed = Killed("swinfree.yaml", database, log, trials, WORKERS, "table", tmp_path / "table.csv", 0.02)
     chance, num_kills, owners = random.Random(20_261_121), 0, 0
     while num_kills < NUM_KILLS:
-        is_owner = chance.random() < 0.5
+        is_owner = chance.random() < 0.3
         if not killed.kill_after(chance.randint(1, 8), 0.03 * chance.random(), owner=is_owner, chance=chance):
             if killed.start().poll() is None:
                 continue

@@ -31,7 +31,8 @@ def test_installed_wheel_finds_its_space_files_from_anywhere(tmp_path: Path) -> 
     installed = tmp_path / "installed"
     python(*pip, "install", "-q", "--no-deps", "--target", str(installed), str(wheel), cwd=tmp_path)
     script = (
-        "import explorer; from explorer.space import Space; from explorer.space.file import shipped; print(explorer.__file__, shipped());"
+        "import explorer; from explorer.space import Space\nfrom explorer.space.file import shipped\n"
+        "print(explorer.__file__, shipped());"
         "print(Space.load('swinfree.yaml').architectures)"
     )
     output = python("-c", script, cwd=tmp_path, path=installed)

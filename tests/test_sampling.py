@@ -16,8 +16,9 @@ from explorer.search.sampling import SAMPLERS, Proposer
 from explorer.search.told import UNMEASURED_MS, TellingRule
 from explorer.space import Limits, Space
 
-#: `gp` needs most of a second an ask: its tests stay short.
+#: `gp` needs most of a second an ask.
 QUICK = tuple(sampler for sampler in SAMPLERS if sampler != "gp")
+EVERY = (*QUICK, pytest.param("gp", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def ids(archs: Sequence[Arch]) -> list[str]:
     return [arch.id for arch in archs]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_every_sampler_uses_the_space_up_without_a_repeat(sampler: str, small: Space) -> None:
     proposer = Proposer(small, sampler, 0, [], None)
     archs = ask(proposer, 1000)
@@ -81,7 +82,7 @@ def test_every_sampler_uses_the_space_up_without_a_repeat(sampler: str, small: S
     assert (len(archs), proposer.num_unseen, proposer.propose()) == (small.architectures, 0, None)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_same_seed_and_history_give_the_same_proposals(sampler: str, space: Space) -> None:
     history = [evaluated(arch) for arch in list(space.archs())[::40]]
     first, second = (ids(ask(Proposer(space, sampler, 3, history, None), 6)) for _ in range(2))
@@ -109,7 +110,7 @@ def test_expected_and_pending_architectures_are_not_proposed(sampler: str, small
     assert sorted(ids(asked)) == sorted(ids(archs[2:]))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EVERY)
 def test_architectures_over_the_space_s_limits_are_never_proposed(sampler: str, small: Space) -> None:
     limited = replace(small, limits=Limits(flops_g=10.6))
     allowed = [arch for arch in small.archs() if limited.excludes(arch) is None]
@@ -236,7 +237,10 @@ class TestTold:
 
     def test_complete_candidate_is_told_as_it_is(self, archs: list[Arch]) -> None:
         rule = TellingRule(3.0)
-        assert rule.told(candidate(archs[0], 0.7, 2.0)) == ((0.7, 2.0), {"latency": -1.0, "failed": 0.0})
+        assert rule.told(candidate(archs[0], 0.7, 2.0)) == (
+            (0.7, 2.0),
+            {"latency": -1.0, "failed": 0.0, "excluded": 0.0},
+        )
 
     def test_stopped_candidate_is_told_with_the_gain_of_those_that_climbed(self, archs: list[Arch]) -> None:
         rule = TellingRule(None)
@@ -263,13 +267,19 @@ class TestTold:
         assert rule.told(candidate(archs[0], outcome="failed"))[0] == (0.0, UNMEASURED_MS)
         for accuracy, latency_ms in ((0.7, 1.0), (0.5, 2.0)):
             rule.learn(candidate(archs[0], accuracy, latency_ms))
-        assert rule.told(candidate(archs[1], outcome="failed")) == ((0.5, 2.0), {"latency": 0.0, "failed": 1.0})
-        assert rule.told(candidate(archs[1], None, 5.0, "gated")) == ((0.5, 5.0), {"latency": 2.0, "failed": 0.0})
-        assert rule.excluded() == ((0.5, 2.0), {"excluded": 1.0})
+        assert rule.told(candidate(archs[1], outcome="failed")) == (
+            (0.5, 2.0),
+            {"latency": 0.0, "failed": 1.0, "excluded": 0.0},
+        )
+        assert rule.told(candidate(archs[1], None, 5.0, "gated")) == (
+            (0.5, 5.0),
+            {"latency": 2.0, "failed": 0.0, "excluded": 0.0},
+        )
+        assert rule.excluded() == ((0.5, 2.0), {"latency": 0.0, "failed": 0.0, "excluded": 1.0})
 
     def test_latency_not_to_be_trusted_claims_no_improvement(self, archs: list[Arch]) -> None:
         rule = TellingRule(0.5)
         rule.learn(candidate(archs[0], 0.6, 2.0))
         values, constraints = rule.told(candidate(archs[1], 0.9, 1.0, invalid="another process"))
         assert values == (0.6, 2.0)
-        assert constraints == {"latency": 0.0, "failed": 0.0}
+        assert constraints == {"latency": 0.0, "failed": 0.0, "excluded": 0.0}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from explorer.arch import Arch
+from explorer.errors import TableError
 from explorer.evaluate import Evaluator, Plan
 from explorer.evaluate.table import (
     Table,
-    TableError,
     TableSteps,
     read_table,
     table_data,

@@ -25,7 +25,18 @@ from explorer.store import Store
 from explorer.training.data import describe
 from explorer.training.folders import IDX_FILES
 from explorer.training.recipe import RECIPES, Recipe
-from explorer.verify import Found, Progress, compare, evaluate_anew, front_of, kendall_tau_b, longer, plan_of, verify
+from explorer.verify import (
+    Found,
+    Progress,
+    Verified,
+    compare,
+    evaluate_anew,
+    front_of,
+    kendall_tau_b,
+    longer,
+    plan_of,
+    verify,
+)
 
 SPACE = """\
 version: 1
@@ -179,6 +190,30 @@ def test_member_that_is_beaten_leaves_and_names_the_best_that_beats_it(three: li
     assert second.verified_std == pytest.approx(0.1414, abs=1e-4)
     assert (first.is_on_front, third.is_on_front) == (True, True)
     assert first.verified_rank == 2
+
+
+def test_sentences_name_who_left_and_who_leads_now(three: list[Found], plan: Plan) -> None:
+    fast, middle, slow = (one.arch.name for one in three)
+    three[0] = replace(three[0], accuracies=(0.9,))
+    verified = Verified(NAME, plan.target, "r1-x", 1, 2, (0,), compare(three))
+    assert verified.sentences() == [
+        f"2 of 3 left the front: {middle}, {slow} (beaten by {fast})",
+        f"most accurate: {fast}, rank 3 in the study",
+        "order of the accuracies, study against verified: Kendall tau-b -0.33",
+    ]
+    assert replace(verified, candidates=compare(three[1:])).sentences()[:2] == [
+        "all 2 stay on the front",
+        f"most accurate: {slow}, as in the study",
+    ]
+    lost = [replace(one, accuracies=(), problem="gone") for one in three]
+    assert replace(verified, candidates=compare(lost[1:])).sentences() == [
+        f"2 of 2 could not be verified: {middle}, {slow}"
+    ]
+    assert replace(verified, candidates=compare([*three[:2], lost[2]])).sentences()[:2] == [
+        f"1 of 3 left the front: {middle} (beaten by {fast})",
+        f"1 of 3 could not be verified: {slow}",
+    ]
+    assert replace(verified, candidates=compare(three[:1])).sentences() == ["the only member stays on the front"]
 
 
 def test_latency_alone_may_take_a_member_from_the_front(three: list[Found]) -> None:

@@ -24,6 +24,7 @@ from explorer.cli.run import export, train
 from explorer.cli.search import search
 from explorer.cli.study import pareto, studies_app, table
 from explorer.cli.system import doctor
+from explorer.cli.verify import evaluate, verify
 from explorer.errors import ExplorerError, TrialError, UserError
 
 
@@ -102,6 +103,8 @@ def main(
 
 app.command(epilog="Example: swinexplore search --space swinfree.yaml --trials 200 --max-latency 2.0")(search)
 app.command(epilog="Example: swinexplore pareto --max-latency 2.0 --plot front.png")(pareto)
+app.command(epilog="Example: swinexplore verify --seeds 3")(verify)
+app.command(epilog="Example: swinexplore evaluate Swin-Free-B-BR")(evaluate)
 app.command(epilog="Example: swinexplore table --to front.csv")(table)
 app.command(epilog="Example: swinexplore export Swin-Free-B-BR-DR14 --to runs/dr14")(export)
 app.command(epilog="Example: swinexplore train runs/dr14/run.yaml --data IMAGENET_FOLDER")(train)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from explorer.cli import console, options
+from explorer.cli.failures import studies_failures
 from explorer.errors import StoreError, UserError
 from explorer.records import DEFAULT_STORAGE
 
@@ -207,6 +208,9 @@ def studies_delete(
     finally:
         store.close()
     console.note(f"deleted study {study}; its facts stay")
+
+
+studies_app.command("failures", epilog="Example: swinexplore studies failures --study NAME")(studies_failures)
 
 
 @studies_app.command("merge", epilog="Example: swinexplore studies merge OTHER.db")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from explorer.arch import NUM_STAGES, Arch
-from explorer.errors import ArchError, UserError
+from explorer.errors import ArchError, TableError
 from explorer.records import Candidate, Epoch, Latency, Score, ScoreKey, Target, digest
 from explorer.space import Space
 from explorer.training.folders import DataInfo
@@ -28,10 +28,6 @@ from explorer.training.recipe import Recipe
 #: What a table must have; and what it may have.
 COLUMNS: Final = ("windows", "shifts", "br", "depth3", "accuracy", "latency_ms")
 OPTIONAL: Final = ("epochs", "invalid")
-
-
-class TableError(UserError):
-    """A recorded table with a problem; the message holds file, line, column, value and what is allowed."""
 
 
 @dataclass(frozen=True)

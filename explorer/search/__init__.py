@@ -7,7 +7,7 @@ when it is enough. The facts and the study's members are the store's; Optuna's t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -23,6 +23,7 @@ from explorer.search.trials import quiet_optuna, storage_of
 from explorer.search.workers import Here, Runner
 from explorer.space import Space
 from explorer.store import Store
+from explorer.store.merge import differences
 
 MAX_NAME = 200
 
@@ -143,10 +144,10 @@ def run(
 def require_same_identity(store: Store, record: StudyRecord) -> None:
     """Raises StoreError that names the differences where a study of that name was made with another identity."""
     known = [study for study in store.studies() if study.name == record.name]
-    differences = list(_differences(known[0].identity, record.identity)) if known else []
-    if differences:
+    found = list(differences(known[0].identity, record.identity)) if known else []
+    if found:
         raise StoreError(
-            f"study: {record.name!r} was made with another setting: {'; '.join(differences)}; give another --study, or the "
+            f"study: {record.name!r} was made with another setting: {'; '.join(found)}; give another --study, or the "
             "same space, target, recipe and data"
         )
 
@@ -173,12 +174,3 @@ def _require_not_foreign(store: Store, name: str) -> None:
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )
-
-
-def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """`space.depth3: [10, 12] there, [10] here` for every leaf that differs."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted({*there, *here}):
-            yield from _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
-    elif there != here:
-        yield f"{path}: {there!r} there, {here!r} here"

@@ -17,9 +17,9 @@ from typing import Any, Literal, cast
 from explorer.arch import Arch
 from explorer.errors import TrialError
 from explorer.evaluate import Plan, Step, keep_failure
-from explorer.pareto import Front
-from explorer.records import Candidate, Epoch, FailureKind, FrontRecord, StudyRecord, latency_key
+from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
+from explorer.search.fronts import StudyFront
 from explorer.search.ladder import Ladder
 from explorer.search.sampling import Proposer
 from explorer.search.trials import Trials, is_settled
@@ -28,9 +28,6 @@ from explorer.space import Space
 from explorer.store import Store
 
 logger = logging.getLogger(__name__)
-
-#: The front's hypervolume is counted up to this multiple of the base model's latency.
-REFERENCE_FACTOR = 2.0
 
 ProgressKind = Literal["start", "step", "detail", "epoch", "trial", "end", "interrupted"]
 
@@ -94,11 +91,7 @@ class Loop:
             measured=[row for row in store.measured(plan.target.id) if row[0].id not in self.candidates],
         )
         self.trials = Trials(store, record.name, space, self.proposer.told)
-        self.front = Front()
-        fronts = store.fronts(record.name)
-        self.kept_front = fronts[-1].arch_ids if fronts else ()
-        self.moved_at = fronts[-1].num_trials if fronts else 0
-        self.reference_ms: float | None = None
+        self.front = StudyFront(store, record)
         self.known = [arch for arch in space.known_networks() if space.holds(arch)]
         self.known_ids = {arch.id for arch in self.known}
         self.queue: deque[Arch] = deque()
@@ -111,7 +104,7 @@ class Loop:
 
     def run(self) -> None:
         """Goes on until nothing is to be done. KeyboardInterrupt goes through; everything finished is kept."""
-        self.rebuild_front()
+        self.front.rebuild(self.candidates.values(), self.num_done)
         self.report("start", message=self.first_words())
         try:
             self.open_queue(self.trials.catch_up(self.candidates))
@@ -191,7 +184,7 @@ class Loop:
                 return self.job(arch)
         if self.ladder is not None and (chosen := self.ladder.next()) is not None:
             return self.continued(*chosen)
-        why = self.budget.plateau(self.num_done - self.moved_at)
+        why = self.budget.plateau(self.num_done - self.front.moved_at)
         if why is not None:
             self.why = why
         elif len(self.candidates) < self.num_asked and (arch_ := self.proposer.propose()) is not None:
@@ -277,14 +270,13 @@ class Loop:
         self.proposer.learn(kept)
         if candidate.failure is not None and candidate.failure.is_passing:
             self.retries.append(arch)
-        self.climb(candidate)
+        self.climb(self.candidates[arch.id])
         if is_settled(candidate):
             self.trials.add(candidate)
         if before.may_stand_on_front:
-            self.rebuild_front()
-        elif candidate.may_stand_on_front:
-            self.front.add(arch.id, candidate.accuracy or 0.0, candidate.latency_ms or 0.0)
-            self.keep_front()
+            self.front.rebuild(self.candidates.values(), self.num_done)
+        else:
+            self.front.add(candidate, self.num_done)
         self.report("trial", arch=arch, candidate=candidate)
 
     def climb(self, candidate: Candidate) -> None:
@@ -295,38 +287,14 @@ class Loop:
         if candidate.outcome in ("stopped", "complete") and candidate.scores:
             first = candidate.scores[0]
             curve = {row.epoch: row.accuracy for row in first.curve if row.accuracy is not None}
-            self.ladder.add(arch_id, first.epochs, first.accuracy, candidate.latency_ms or 0.0, curve=curve)
+            free = max(0, first.epochs - candidate.spent_epochs)  # trained by other studies
+            self.ladder.add(
+                arch_id, first.epochs, first.accuracy, candidate.latency_ms or 0.0, curve=curve, free_epochs=free
+            )
         elif candidate.outcome == "failed" and candidate.failure is not None and candidate.failure.is_passing:
             self.ladder.give_back(arch_id)
         elif candidate.outcome in ("failed", "gated"):
             self.ladder.forget(arch_id)
-
-    def rebuild_front(self) -> None:
-        """The front from all candidates."""
-        self.front = Front()
-        for candidate in self.candidates.values():
-            if candidate.may_stand_on_front:
-                self.front.add(candidate.arch.id, candidate.accuracy or 0.0, candidate.latency_ms or 0.0)
-        self.keep_front()
-
-    def keep_front(self) -> None:
-        """Stores the front where it has changed."""
-        ids = tuple(self.front.ids)
-        if ids and ids != self.kept_front:
-            reference_ms = self.reference()
-            self.store.add_front(
-                FrontRecord(self.record.name, self.num_done, ids, self.front.hypervolume(reference_ms), reference_ms)
-            )
-            self.kept_front, self.moved_at = ids, self.num_done
-
-    def reference(self) -> float:
-        """Up to which latency the hypervolume is counted."""
-        if self.reference_ms is None:
-            base = self.store.latency(self.record.base_id, self.record.target_id)
-            if base is None or base.invalid:
-                return REFERENCE_FACTOR * self.front.latencies_ms[0]
-            self.reference_ms = REFERENCE_FACTOR * base.latency_ms
-        return self.reference_ms
 
     # -- what is told --------------------------------------------------------------------------------------------------
 
@@ -373,18 +341,18 @@ class Loop:
         return words
 
     def report(self, kind: ProgressKind, **details: Any) -> None:
+        """Tells where the search stands."""
         left = max(0, self.num_asked - self.num_done) / self.runner.capacity
         seconds_left = left * self.timed[1] / self.timed[0] if self.timed[0] else None
-        reference_ms = self.reference_ms
         progress = Progress(
             kind=kind,
             study=self.record.name,
             num_done=self.num_done,
             num_asked=self.num_asked,
-            best_accuracy=self.front.accuracies[-1] if self.front.ids else None,
-            best_latency_ms=self.front.latencies_ms[0] if self.front.ids else None,
-            front=tuple(self.front.ids),
-            hypervolume=None if reference_ms is None else self.front.hypervolume(reference_ms),
+            best_accuracy=self.front.best_accuracy,
+            best_latency_ms=self.front.best_latency_ms,
+            front=self.front.ids,
+            hypervolume=self.front.hypervolume,
             seconds_left=seconds_left,
         )
         self.on_progress(replace(progress, **details))

@@ -27,7 +27,6 @@ from optuna.samplers import (
 )
 from optuna.trial import TrialState, create_trial
 
-from explorer.arch import Arch
 from explorer.errors import UserError
 from explorer.records import Candidate
 from explorer.search.told import Told
@@ -85,6 +84,7 @@ class Mirror:
         self._distributions = distributions(space)
         self._known: dict[str, tuple[Candidate, dict[str, Choice], Told]] = {}
         self._num_made = 0
+        self._blank: optuna.trial.FrozenTrial | None = None
         self._make()
 
     def learn(self, candidate: Candidate, point: dict[str, Choice]) -> None:
@@ -165,7 +165,7 @@ class Mirror:
         self._study = optuna.create_study(directions=DIRECTIONS, sampler=make_sampler(self._sampler_name, seed))
         self._num_made += 1
         self._open: dict[str, optuna.Trial] = {}
-        self._blank: optuna.trial.FrozenTrial | None = None
+        self._blank = None
         self._outdated: set[str] = set()
         self._num_repeats = 0
         self._generation, self._generation_count = 0, 0

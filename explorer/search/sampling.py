@@ -20,7 +20,7 @@ from explorer.records import Candidate
 from explorer.search.mirror import DIRECTIONS, SAMPLERS, Mirror, distributions, make_sampler
 from explorer.search.pool import Pool
 from explorer.search.predictor import LatencyPredictor
-from explorer.search.told import Told, TellingRule, valid_latency_ms
+from explorer.search.told import TellingRule, Told, valid_latency_ms
 from explorer.space import Space
 
 __all__ = ["DIRECTIONS", "SAMPLERS", "Proposer", "distributions", "make_sampler"]

@@ -124,7 +124,7 @@ class Effects:
         precision = self._precision(ridges, gram)
         log_determinant = 2 * float(np.log(np.diagonal(np.linalg.cholesky(precision))).sum())
         log_prior = float(np.log(self._ridge(ridges)).sum())
-        noise = _noise(square, moment, np.linalg.solve(precision, moment), num_rows)
+        noise = _noise(square, moment, np.asarray(np.linalg.solve(precision, moment), dtype=np.float64), num_rows)
         return -0.5 * ((num_rows + _NOISE_ROWS) * math.log(noise) + log_determinant - log_prior)
 
 

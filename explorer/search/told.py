@@ -27,10 +27,12 @@ Told = tuple[tuple[float, float], dict[str, float]]
 
 
 def constraints_of(candidate: Candidate, max_latency_ms: float | None) -> dict[str, float]:
-    """Constraints by name; more than 0 is violated. `latency` in ms over the limit, `failed` 1 for a failure."""
+    """Constraints by name; more than 0 is violated. `latency` in ms over the limit, `failed` 1 for a failure, `excluded` 1
+    for what the space's limits exclude. Always all three: Optuna's GP wants the same number of every trial.
+    """
     latency_ms = valid_latency_ms(candidate)
     over = 0.0 if max_latency_ms is None or latency_ms is None else latency_ms - max_latency_ms
-    return {"latency": over, "failed": float(candidate.outcome == "failed")}
+    return {"latency": over, "failed": float(candidate.outcome == "failed"), "excluded": 0.0}
 
 
 def valid_latency_ms(candidate: Candidate) -> float | None:
@@ -97,4 +99,4 @@ class TellingRule:
     def excluded(self) -> Told:
         """What an architecture over the space's limits is told as: nothing of it is ever built or measured."""
         accuracy = 0.0 if self.worst_accuracy is None else self.worst_accuracy
-        return (accuracy, self.worst_ms or UNMEASURED_MS), {"excluded": 1.0}
+        return (accuracy, self.worst_ms or UNMEASURED_MS), {"latency": 0.0, "failed": 0.0, "excluded": 1.0}

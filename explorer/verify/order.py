@@ -128,12 +128,15 @@ class Verified:
         """What changed, for people."""
         total, left, failed = len(self.candidates), self.left_front, self.failed
         if left:
-            beaten = ", ".join(
-                f"{one.found.arch.name} (beaten by {one.beaten_by.name})" for one in left if one.beaten_by
+            winners = {one.beaten_by.id: one.beaten_by.name for one in left if one.beaten_by}
+            beaten = "; ".join(
+                ", ".join(one.found.arch.name for one in left if one.beaten_by and one.beaten_by.id == winner)
+                + f" (beaten by {name})"
+                for winner, name in winners.items()
             )
             said = [f"{len(left)} of {total} left the front: {beaten}"]
         elif failed:
-            said = [f"none of the {total - len(failed)} verified left the front"]
+            said = [f"none of the {total - len(failed)} verified left the front"] * (len(failed) < total)
         else:
             said = [f"all {total} stay on the front" if total > 1 else "the only member stays on the front"]
         if failed:

@@ -108,7 +108,11 @@ def front_of(record: StudyRecord, store: Store, max_latency_ms: float | None = N
     fast = [c for c in standing if max_latency_ms is None or (c.latency_ms or 0.0) <= max_latency_ms]
     if not fast:
         limit = "" if max_latency_ms is None or not standing else f" of at most {max_latency_ms:g} ms"
-        remedy = "give a higher --max-latency" if limit else "run `swinexplore search` until a candidate is complete"
+        remedy = (
+            "give a higher --max-latency"
+            if limit
+            else "run `swinexplore search` until one is complete and its latency valid"
+        )
         raise UserError(f"study: {record.name!r} has no front{limit}: there is nothing to verify; {remedy}")
     return [
         fast[index] for index in pareto.front([c.accuracy or 0.0 for c in fast], [c.latency_ms or 0.0 for c in fast])
