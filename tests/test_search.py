@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ import pytest
 
 from explorer import latency, search
 from explorer.arch import Arch
+from explorer.complexity import complexity_of
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan, live
 from explorer.latency.measurer import DEADLINE_S
-from explorer.records import Candidate, Latency, Score, Target
+from explorer.records import MAX_ATTEMPTS, Candidate, Failure, Latency, Target
 from explorer.search import Progress
-from explorer.search.sampling import SAMPLERS, Proposer, distributions
+from explorer.search.sampling import SAMPLERS, distributions
+from explorer.search.trials import Trials
 from explorer.space import Space
 from explorer.store import Store
 from explorer.training.data import describe
@@ -243,40 +246,52 @@ def test_failing_architecture_is_kept_with_its_reason_and_the_study_goes_on(
 
 
 @pytest.mark.parametrize("kind", ["timeout", "crash", "out_of_memory"])
-def test_end_of_the_measuring_process_is_a_failure_of_that_architecture_alone(
+def test_what_may_be_the_machines_fault_is_tried_again_at_the_end(
     kind: str, space: Space, plan: Plan, store: Store, bench: Bench
 ) -> None:
     bench.why_not = lambda arch: MeasureError("it is gone", kind) if len(bench.measured) == 2 else None
-    record = search.run(space, Evaluator(plan), store, trials=4)
-    candidates = store.candidates(record)
-    assert [candidate.outcome for candidate in candidates] == ["complete", "failed", "complete", "complete"]
-    failure = candidates[1].failure
-    assert failure is not None
-    assert (failure.kind, failure.message) == (kind, "it is gone")
-    assert candidates[1].arch.id not in store.fronts(record.name)[-1].arch_ids
+    outcomes: list[tuple[str, str]] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.candidate is not None:
+            outcomes.append((progress.candidate.arch.id, progress.candidate.outcome))
+
+    record = search.run(space, Evaluator(plan), store, trials=4, on_progress=watch)
+    assert [outcome for _, outcome in outcomes] == ["complete", "failed", "complete", "complete", "complete"]
+    assert outcomes[1][0] == outcomes[-1][0]
+    assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 4
+    assert store.failures() == [], "the latency that is there now ends the failure"
     assert len(bench.opened) == 1, "the measurer is kept: it starts another worker by itself"
+    assert [trial.state.name for trial in optuna_trials(store, record.name)] == ["COMPLETE"] * 4
 
 
 @pytest.mark.parametrize("kind", ["timeout", "crash", "out_of_memory"])
-def test_what_the_machine_failed_to_measure_is_measured_by_the_same_command(
+def test_what_fails_every_time_is_given_up_after_three_attempts_over_all_commands(
     kind: str, space: Space, plan: Plan, store: Store, bench: Bench
 ) -> None:
-    bench.why_not = lambda arch: MeasureError("it is gone", kind) if arch.br else None
-    first = search.run(space, Evaluator(plan), store, trials=4)
-    order = [candidate.arch.id for candidate in store.candidates(first)]
-    lost = [candidate.arch.id for candidate in store.candidates(first) if candidate.outcome == "failed"]
-    assert lost
-    bench.measured.clear()
-    bench.why_not = lambda arch: None
-    record = search.run(space, Evaluator(plan), store, trials=4)
-    assert bench.measured == lost
+    bench.why_not = lambda arch: MeasureError("it is gone", kind) if arch == space.base else None
+
+    def interrupt(progress: Progress) -> None:
+        if progress.candidate is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search.run(space, Evaluator(plan), store, trials=3, on_progress=interrupt)
+    assert bench.measured == [space.base.id]
+    record = search.run(space, Evaluator(plan), store, trials=3)
+    assert bench.measured.count(space.base.id) == MAX_ATTEMPTS
     candidates = store.candidates(record)
-    assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
-    assert [candidate.arch.id for candidate in candidates] == order
-    assert all(candidate.failure is None for candidate in candidates)
-    bench.measured.clear()
-    search.run(space, Evaluator(plan), store, trials=4)
-    assert bench.measured == []
+    assert [candidate.outcome for candidate in candidates] == ["failed", "complete", "complete"]
+    failure = candidates[0].failure
+    assert failure is not None
+    assert (failure.kind, failure.message, failure.attempts) == (kind, "it is gone", MAX_ATTEMPTS)
+    assert space.base.id not in store.fronts(record.name)[-1].arch_ids
+    bench.why_not = lambda arch: None
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert bench.measured.count(space.base.id) == MAX_ATTEMPTS, "not again by itself"
+    store.forget_failures([failure.key])
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 3
 
 
 def children_of(pid: int) -> set[int]:
@@ -293,9 +308,7 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
-def test_killed_worker_fails_its_architecture_and_the_study_goes_on(
-    space: Space, store: Store, real: Evaluator
-) -> None:
+def test_measurement_whose_worker_is_killed_is_done_again(space: Space, store: Store, real: Evaluator) -> None:
     before = children_of(os.getpid())
     killed: list[str] = []
 
@@ -305,14 +318,20 @@ def test_killed_worker_fails_its_architecture_and_the_study_goes_on(
             os.kill(worker, signal.SIGKILL)
             killed.append(progress.arch.id)
 
-    record = search.run(space, real, store, trials=3, on_progress=kill)
+    seen: list[Failure] = []
+
+    def watch(progress: Progress) -> None:
+        kill(progress)
+        if progress.candidate is not None and progress.candidate.failure is not None:
+            seen.append(progress.candidate.failure)
+
+    record = search.run(space, real, store, trials=3, on_progress=watch)
+    assert [failure.arch_id for failure in seen] == killed
+    assert seen[0].kind == "out_of_memory"
+    assert "the measuring process was killed" in seen[0].message
     candidates = store.candidates(record)
-    assert [candidate.outcome for candidate in candidates] == ["complete", "failed", "complete"]
-    assert [candidates[1].arch.id] == killed
-    failure = candidates[1].failure
-    assert failure is not None
-    assert failure.kind == "out_of_memory"
-    assert "the measuring process was killed" in failure.message
+    assert candidates[1].arch.id == killed[0]
+    assert [candidate.outcome for candidate in candidates] == ["complete"] * 3, "it was tried again"
     assert {trial.state.name for trial in optuna_trials(store, record.name)} == {"COMPLETE"}
     real.close()
     assert children_of(os.getpid()) == before, "no worker is left"
@@ -325,7 +344,7 @@ def test_deadline_of_a_measurement_is_a_failure_of_its_architecture(
     with Evaluator(plan, cache_root=tmp_path / "cache", deadline_s=0.05) as evaluator:
         record = search.run(space, evaluator, store, trials=2)
     failures = [candidate.failure for candidate in store.candidates(record)]
-    assert [failure.kind if failure else None for failure in failures] == ["timeout"] * 2
+    assert [(f.kind, f.attempts) if f else None for f in failures] == [("timeout", MAX_ATTEMPTS)] * 2
     assert not store.fronts(record.name)
 
 
@@ -388,26 +407,6 @@ def test_training_that_diverges_is_a_result_not_a_crash(
     assert all(c.latency_ms for c in candidates)
 
 
-def test_sampler_learns_to_avoid_what_fails() -> None:
-    """Half of the space fails: of the last 40 of 100 proposals far fewer do."""
-    shares = []
-    for seed in range(3):
-        proposer = Proposer(Space.load("swinfree.yaml"), "tpe", seed, [], None)
-        outcomes: list[bool] = []
-        for _ in range(100):
-            proposal = proposer.propose()
-            assert proposal is not None
-            arch = proposal.arch
-            outcomes.append(arch.windows[0] == 14)
-            ms = float(arch.depth3 + sum(arch.windows))
-            measured = Latency(arch.id, "t", ms, ms, ms, 0.0, 3, (ms,) * 3, True, 0.0, 0.0)
-            score = Score(arch.id, "r", "d", 1, 0, 0.5 + sum(arch.windows) / 100, 0.0)
-            works = Candidate(arch, "complete", measured, score)
-            proposer.learn(Candidate(arch, "failed") if outcomes[-1] else works)
-        shares.append(sum(outcomes[-40:]) / 40)
-    assert sum(shares) / 3 < 1 / 3
-
-
 def test_interrupted_architecture_is_taken_up_first(
     space: Space, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
@@ -421,8 +420,8 @@ def test_interrupted_architecture_is_taken_up_first(
     with pytest.raises(KeyboardInterrupt):
         search.run(space, Evaluator(plan), store, trials=6, on_progress=interrupt)
     record = store.study()
-    assert len(store.candidates(record)) == 3
-    assert "RUNNING" not in {trial.state.name for trial in optuna_trials(store, record.name)}
+    assert [candidate.outcome for candidate in store.candidates(record)] == [*["complete"] * 3, "pending"]
+    assert [trial.state.name for trial in optuna_trials(store, record.name)] == ["COMPLETE"] * 3
     search.run(space, Evaluator(plan), store, trials=6)
     candidates = store.candidates(record)
     assert candidates[3].arch.id == in_work[0]
@@ -430,7 +429,7 @@ def test_interrupted_architecture_is_taken_up_first(
     assert len(fast_measurement) == len(set(fast_measurement)), "a latency measured before the interrupt is kept"
 
 
-def test_stale_running_trial_of_a_killed_search_is_closed(
+def test_trial_that_an_earlier_version_left_running_is_closed_and_its_architecture_taken_up(
     space: Space, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
     record = search.run(space, Evaluator(plan), store, trials=2)
@@ -449,8 +448,8 @@ def test_bug_of_ours_stops_the_study_and_keeps_what_was_finished(
     bench.why_not = lambda arch: ParityError("the graph is wrong")
     with pytest.raises(ParityError):
         search.run(space, Evaluator(plan), store, trials=4)
-    assert len(store.candidates(record)) == 2
-    assert "RUNNING" not in {trial.state.name for trial in optuna_trials(store, record.name)}
+    assert [candidate.outcome for candidate in store.candidates(record)] == ["complete", "complete", "pending"]
+    assert [trial.state.name for trial in optuna_trials(store, record.name)] == ["COMPLETE"] * 2
 
 
 @pytest.mark.parametrize(
@@ -514,21 +513,6 @@ def test_deleting_a_study_keeps_the_facts(space: Space, plan: Plan, store: Store
         search.delete(store, "gone")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_same_seed_and_history_give_the_same_proposals(sampler: str, space: Space) -> None:
-    def proposals(seed: int) -> list[str]:
-        proposer = Proposer(Space.load("swinfree.yaml"), sampler, seed, [], None)
-        ids = []
-        for _ in range(15):
-            proposal = proposer.propose()
-            assert proposal is not None
-            ids.append(proposal.arch.id)
-            proposer.learn(Candidate(proposal.arch, "failed"))
-        return ids
-
-    assert proposals(1) == proposals(1) != proposals(2)
-
-
 def test_base_outside_the_space_is_measured_but_no_trial(
     tmp_path: Path, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
@@ -585,19 +569,25 @@ def test_batch_larger_than_the_data_is_refused_before_anything_is_written(
     assert store.studies() == []
 
 
-def test_killed_between_our_tables_and_optunas_the_trial_is_completed(
-    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+def test_killed_between_our_tables_and_optunas_the_trial_is_added_by_the_next_start(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = search.run(space, Evaluator(plan), store, trials=2)
-    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as connection:
-        connection.execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 1")
-        connection.execute("DELETE FROM trial_values WHERE trial_id = 2")
-    connection.close()
-    search.run(space, Evaluator(plan), store, trials=2)
-    trial = optuna_trials(store, record.name)[1]
-    candidate = store.candidates(record)[1]
-    assert trial.state.name == "COMPLETE"
-    assert trial.values == [candidate.accuracy, candidate.latency_ms]
+    add = Trials.add
+
+    def die(trials: Trials, candidate: Candidate) -> None:
+        if candidate.arch.id == fast_measurement[1]:
+            raise KeyboardInterrupt
+        add(trials, candidate)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trials, "add", lambda trials, c: die(trials, c) if len(fast_measurement) > 1 else add(trials, c))
+        search.run(space, Evaluator(plan), store, trials=4)
+    record = store.study()
+    assert len(optuna_trials(store, record.name)) == 1
+    search.run(space, Evaluator(plan), store, trials=4)
+    told = {trial.user_attrs["arch_id"]: trial.values for trial in optuna_trials(store, record.name)}
+    assert told == {c.arch.id: [c.accuracy, c.latency_ms] for c in store.candidates(record)}
+    assert len(optuna_trials(store, record.name)) == 4
 
 
 def test_memory_that_runs_out_fails_the_architecture_not_the_study(
@@ -608,6 +598,7 @@ def test_memory_that_runs_out_fails_the_architecture_not_the_study(
     record = search.run(space, Evaluator(plan), store, trials=space.architectures)
     kinds = {c.arch.br: c.failure.kind if c.failure else None for c in store.candidates(record)}
     assert kinds == {False: None, True: "out_of_memory"}
+    assert all(c.failure.attempts == MAX_ATTEMPTS for c in store.candidates(record) if c.failure)
 
 
 @pytest.mark.parametrize(
@@ -627,7 +618,122 @@ def test_study_of_another_environment_is_refused_by_what_differs(
     assert len(store.candidates(store.study("mine"))) == 2
 
 
-def test_failure_before_anything_worked_is_told_bad_values(space: Space) -> None:
-    proposer = Proposer(space, "tpe", 0, [Candidate(space.base, "failed")], None)
-    accuracy, latency_ms = proposer.mirror.trials[0].values
-    assert (accuracy, latency_ms > 1000) == (0.0, True)
+# -- budgets, seeds, limits, the ladder -------------------------------------------------------------------------------
+
+
+def test_search_stops_when_its_epochs_are_trained_and_goes_on_with_more(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    events: list[Progress] = []
+    longer = replace(plan, recipe=RECIPE.model_copy(update={"epochs": 2}))
+    record = search.run(space, Evaluator(longer), store, trials=8, epochs_budget=5, on_progress=events.append)
+    assert [c.spent_epochs for c in store.candidates(record)] == [2, 2, 2], "what has begun is finished"
+    assert "6 epochs trained, the budget was 5" in events[-1].message
+    search.run(space, Evaluator(longer), store, trials=8, epochs_budget=5)
+    assert len(store.candidates(record)) == 3
+    search.run(space, Evaluator(longer), store, trials=8, epochs_budget=10)
+    assert len(store.candidates(record)) == 5
+
+
+def test_search_stops_by_the_hour_before_it_begins_what_it_cannot_finish(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    events: list[Progress] = []
+    record = search.run(space, Evaluator(plan), store, trials=8, max_hours=1e-9, on_progress=events.append)
+    assert store.candidates(record) == []
+    assert "stopped after" in events[-1].message
+    search.run(space, Evaluator(plan), store, trials=2, max_hours=10.0)
+    assert len(store.candidates(record)) == 2
+
+
+def test_patience_ends_a_search_whose_front_stands_still(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    bench.why_not = lambda arch: None if arch == space.base else MeasureError("no")
+    events: list[Progress] = []
+    record = search.run(space, Evaluator(plan), store, trials=16, patience=3, on_progress=events.append)
+    assert len(store.candidates(record)) == 1 + 3
+    assert "has not moved for 3 architectures" in events[-1].message
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"epochs_budget": 0}, {"patience": 0}, {"max_hours": 0.0}, {"max_hours": float("nan")}, {"seeds": 0}]
+)
+def test_bad_budgets_are_refused(arguments: dict[str, Any], space: Space, plan: Plan, store: Store) -> None:
+    with pytest.raises(UserError, match=next(iter(arguments))):
+        search.run(space, Evaluator(plan), store, trials=2, **arguments)
+    assert store.studies() == []
+
+
+def test_every_candidate_has_its_seeds_and_a_study_gets_more_by_the_same_command(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=2)
+    record = search.run(space, Evaluator(plan), store, trials=3, seeds=3)
+    candidates = store.candidates(record)
+    assert [[score.seed for score in c.scores] for c in candidates] == [[0, 1, 2]] * 3
+    for candidate in candidates:
+        accuracies = [score.accuracy for score in candidate.scores]
+        assert candidate.accuracy == pytest.approx(sum(accuracies) / 3)
+        assert candidate.accuracy_std == pytest.approx(statistics.stdev(accuracies))
+        assert candidate.spent_epochs == 3
+    assert len(fast_measurement) == 3, "more seeds need no other latency"
+
+
+def test_what_exceeds_a_limit_of_the_space_is_never_asked_for(
+    tmp_path: Path, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    counts = sorted(
+        {complexity_of(arch).params_trainable / 1e6 for arch in Space.load(tmp_path / "small.yaml").archs()}
+    )
+    limit = counts[len(counts) // 2]
+    file = tmp_path / "limited.yaml"
+    file.write_text(f"{SPACE}limits: {{params_m: {limit}}}\n")
+    space = Space.load(file)
+    record = search.run(space, Evaluator(plan), store, trials=100)
+    found = store.candidates(record)
+    assert 0 < len(found) == space.architectures < 16
+    assert all(complexity_of(candidate.arch).params_trainable / 1e6 <= limit for candidate in found)
+
+
+def test_start_says_how_many_facts_of_other_studies_are_used(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=3, study="one")
+    events: list[Progress] = []
+    search.run(space, Evaluator(plan), store, trials=5, study="two", on_progress=events.append)
+    assert events[0].message == "in the store already, and used: 3 latencies and 3 trainings of this space"
+
+
+def test_ladder_trains_a_share_to_the_end_and_the_rest_may_go_on_later(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str], tmp_path: Path
+) -> None:
+    climbing = replace(plan, recipe=RECIPE.model_copy(update={"epochs": 4}), rungs=(1, 2, 4))
+    trained: list[tuple[str, int]] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.kind == "epoch" and progress.arch is not None and progress.epoch is not None:
+            trained.append((progress.arch.id, progress.epoch.epoch))
+
+    evaluator = Evaluator(climbing, cache_root=tmp_path / "cache")
+    record = search.run(space, evaluator, store, trials=12, eta=2.0, on_progress=watch)
+    candidates = store.candidates(record)
+    assert {candidate.outcome for candidate in candidates} == {"complete", "stopped"}
+    assert len(trained) == len(set(trained)), "a training goes on from where it stopped"
+    assert sum(candidate.spent_epochs for candidate in candidates) == len(trained) < 12 * 4
+    assert candidates[0].outcome == "complete", "the base model is trained fully"
+    stopped = [candidate for candidate in candidates if candidate.outcome == "stopped"]
+    assert all(candidate.epochs in (1, 2) for candidate in stopped)
+    assert not {c.arch.id for c in stopped} & set(store.fronts(record.name)[-1].arch_ids)
+    states = {trial.user_attrs["arch_id"]: trial.state.name for trial in optuna_trials(store, record.name)}
+    assert {arch_id for arch_id, state in states.items() if state == "PRUNED"} == {c.arch.id for c in stopped}
+    assert len(states) == 12
+
+    whole = replace(climbing, rungs=())
+    search.run(space, Evaluator(whole, cache_root=tmp_path / "cache"), store, trials=12, on_progress=watch)
+    assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 12
+    assert len(trained) == len(set(trained)) == 12 * 4, "without a ladder what was stopped goes on to the end"
+    (score,) = next(c.scores for c in store.candidates(record) if c.arch.id == stopped[0].arch.id)
+    fresh = Store.open(str(tmp_path / "fresh.db"), create=True)
+    undisturbed = Evaluator(whole, cache_root=tmp_path / "elsewhere")
+    undisturbed.prepare(space.base)
+    assert undisturbed.score(stopped[0].arch, fresh)[0].accuracy == score.accuracy, "as if it had never stopped"
+    fresh.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-#: A training keeps its state this often, beside at its end.
+#: A training keeps its state this often, beside at a rung.
 KEEP_EVERY_S: Final = 30.0
 
 
@@ -98,7 +98,9 @@ class Live:
             "module": model.MODULE_VERSION,
             "torch": torch.__version__,
         }
-        kept = Checkpoint(self._states / f"{digest('training', content)}.pt", digest("k1", content), KEEP_EVERY_S)
+        file = self._states / f"{digest('training', content)}.pt"
+        is_whole = key.epochs >= plan.recipe.epochs
+        kept = Checkpoint(file, digest("k1", content), KEEP_EVERY_S, at_end=not is_whole)
         if kept.path.exists():
             try:
                 read_checkpoint(kept.path)
@@ -117,7 +119,7 @@ class Live:
                 until=key.epochs,
             )
             _free_memory(self.device)
-        if key.epochs >= plan.recipe.epochs:
+        if is_whole:
             kept.path.unlink(missing_ok=True)
         host = {**environment.describe_host(), "device": plan.train_device}
         score = Score(

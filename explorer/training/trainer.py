@@ -40,13 +40,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training keeps its state, `key`, which a state to resume from must carry, and the least seconds between two
-    times that it is kept; at the end it always is.
+    """Where a training keeps its state, and `key`, which a state to resume from must carry.
+
+    `every_s`: least seconds between two times that it is kept; `at_end`: whether the last epoch's is.
     """
 
     path: Path
     key: str
     every_s: float = 0.0
+    at_end: bool = True
 
 
 def train(
@@ -108,9 +110,11 @@ class _Loop:
             accuracy = self.evaluate()
             self.curve.append(Epoch(len(self.curve) + 1, loss, accuracy, time.perf_counter() - start))
             is_last = len(self.curve) == num_epochs
-            if checkpoint is not None and (is_last or time.perf_counter() - kept_at >= checkpoint.every_s):
-                self.save(checkpoint)
-                kept_at = time.perf_counter()
+            if checkpoint is not None:
+                is_due = not is_last and time.perf_counter() - kept_at >= checkpoint.every_s
+                if is_due or (is_last and checkpoint.at_end):
+                    self.save(checkpoint)
+                    kept_at = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(self.curve[-1])
         curve = tuple(self.curve[:num_epochs])
