@@ -60,6 +60,9 @@ class Arithmetic:
     def close(self) -> None:
         pass
 
+    def finished(self, key: ScoreKey) -> None:
+        pass
+
     def measure(self, arch: Arch, on_detail: Callable[[str], None]) -> Latency:
         ms = 1.0 + 0.1 * arch.depth3 + sum(arch.shifts) * 0.2 + sum(arch.windows) / 100 - 0.3 * arch.br
         return Latency(arch.id, TARGET.id, ms, ms, ms, 0.0, 50, (ms,) * 3, True, 0.0, 0.0, {"host": "x" * 500})
@@ -92,7 +95,9 @@ def measure(trials: int, sampler: str, storage: str, seed: int) -> list[dict[str
 
         from explorer.search import check_run
 
-        record = check_run(space, plan, store, trials=trials, sampler=sampler, study=f"overhead-{time.time():.0f}")
+        record = check_run(
+            space, plan, store, budget=Budget(trials), sampler=sampler, study=f"overhead-{time.time():.0f}"
+        )
         store.add_study(record, space.base, plan.target, plan.recipe.model_dump())
         runner = Here(Evaluator(plan, Arithmetic()), store)
         loop = Loop(

@@ -16,7 +16,8 @@ ExplorerError
 │   ├── BuildError       the backend could not load the graph
 │   ├── MismatchError    a graph differs from the model for want of precision
 │   ├── MeasureError     the latency could not be measured
-│   └── TrainError       training diverged or ran out of memory
+│   ├── TrainError       training diverged or ran out of memory
+│   └── DeviceLost       the GPU broke under a training: what follows in this process would fail too
 └── ParityError   the fp32 deployed graph disagrees with the model: our bug; the study stops
 ```
 """
@@ -107,6 +108,12 @@ class TrainError(TrialError):
     """Training did not end with a usable model; kind `diverged` or `out_of_memory`."""
 
     kind = "diverged"
+
+
+class DeviceLost(TrialError):
+    """The GPU broke under a training, and what follows in this process would fail too; kind `crash`."""
+
+    kind = "crash"
 
 
 class ParityError(ExplorerError):

@@ -40,6 +40,9 @@ class Logged:
     def close(self) -> None:
         self.steps.close()
 
+    def finished(self, key: ScoreKey) -> None:
+        self.steps.finished(key)
+
     def measure(self, arch: Arch, on_detail: Callable[[str], None]) -> Latency:
         self.write("begin", "measure", arch)
         found = self.steps.measure(arch, on_detail)
@@ -67,6 +70,7 @@ class Trained:
         self.train = self.live.train
         self.prepare = self.live.prepare
         self.close = self.live.close
+        self.finished = self.live.finished
 
     def measure(self, arch: Arch, on_detail: Callable[[str], None]) -> Latency:
         ms = 1.0 + arch.depth3 + sum(arch.windows) / 100 - arch.br / 2

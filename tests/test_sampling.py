@@ -10,7 +10,7 @@ import pytest
 
 from explorer.arch import Arch
 from explorer.errors import UserError
-from explorer.records import Candidate, Failure, Latency, Score
+from explorer.records import Candidate, Epoch, Failure, Latency, Score
 from explorer.search.mirror import Mirror, make_sampler
 from explorer.search.sampling import SAMPLERS, Proposer
 from explorer.search.told import UNMEASURED_MS, TellingRule
@@ -44,12 +44,14 @@ def candidate(
     *,
     epochs: int = 9,
     invalid: str = "",
+    earlier: dict[int, float] | None = None,
 ) -> Candidate:
+    curve = tuple(Epoch(epoch, 1.0, value, 0.0) for epoch, value in (earlier or {}).items())
     return Candidate(
         arch,
         outcome,
         latency=None if latency_ms is None else latency_of(arch, latency_ms, invalid),
-        scores=() if accuracy is None else (Score(arch.id, "r", "d", epochs, 0, accuracy, 0.0),),
+        scores=() if accuracy is None else (Score(arch.id, "r", "d", epochs, 0, accuracy, 0.0, curve),),
         failure=Failure(arch.id, "latency:x", "build", "no") if outcome == "failed" else None,
     )
 
@@ -242,13 +244,12 @@ class TestTold:
             {"latency": -1.0, "failed": 0.0, "excluded": 0.0},
         )
 
-    def test_stopped_candidate_is_told_with_the_gain_of_those_that_climbed(self, archs: list[Arch]) -> None:
+    def test_stopped_candidate_is_told_with_the_gain_that_complete_ones_showed(self, archs: list[Arch]) -> None:
         rule = TellingRule(None)
-        for arch, accuracies in zip(archs, [(0.3, 0.4, 0.6), (0.4, 0.6, 0.9)], strict=False):
-            rule.learn(candidate(arch, accuracies[0], 1.0, "stopped", epochs=1))
-            rule.learn(candidate(arch, accuracies[1], 1.0, "stopped", epochs=3))
-            rule.learn(candidate(arch, accuracies[2], 1.0, "complete", epochs=9))
-        assert rule.told(candidate(archs[5], 0.2, 1.0, "stopped", epochs=1))[0][0] == pytest.approx(0.2 + 0.15 + 0.25)
+        for arch, curve, end in ((archs[0], {1: 0.3, 3: 0.4}, 0.6), (archs[1], {1: 0.4, 3: 0.6}, 0.9)):
+            for _ in range(2):  # learned again, it counts once
+                rule.learn(candidate(arch, end, 1.0, earlier=curve))
+        assert rule.told(candidate(archs[5], 0.2, 1.0, "stopped", epochs=1))[0][0] == pytest.approx(0.2 + 0.4)
         assert rule.told(candidate(archs[5], 0.2, 1.0, "stopped", epochs=3))[0][0] == pytest.approx(0.2 + 0.25)
 
     def test_stopped_candidate_is_told_as_it_is_while_none_has_climbed(self, archs: list[Arch]) -> None:
@@ -256,8 +257,7 @@ class TestTold:
 
     def test_stopped_candidate_sets_no_record(self, archs: list[Arch]) -> None:
         rule = TellingRule(None)
-        rule.learn(candidate(archs[0], 0.3, 1.0, "stopped", epochs=1))
-        rule.learn(candidate(archs[0], 0.6, 1.0, "complete", epochs=9))
+        rule.learn(candidate(archs[0], 0.6, 1.0, earlier={1: 0.3}))
         assert rule.told(candidate(archs[1], 0.4, 1.0, "stopped", epochs=1))[0][0] == 0.6
 
     def test_failure_and_what_is_over_the_limit_violate_a_constraint_with_the_worst_values(

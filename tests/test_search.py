@@ -472,8 +472,16 @@ def test_budget_and_sampler_are_not_part_of_a_study(
     space: Space, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
     first = search.run(space, Evaluator(plan), store, trials=2)
-    later = replace(plan, max_latency_ms=100.0, seed=7)
+    later = replace(plan, max_latency_ms=100.0)
     assert search.run(space, Evaluator(later), store, trials=3, sampler="nsgaii").name == first.name
+
+
+def test_another_seed_is_another_study(space: Space, plan: Plan, store: Store, fast_measurement: list[str]) -> None:
+    search.run(space, Evaluator(plan), store, trials=2)
+    with pytest.raises(StoreError, match="was made with seed 0, not 7; give --seed 0, or another --study"):
+        search.run(space, Evaluator(replace(plan, seed=7)), store, trials=2)
+    other = search.run(space, Evaluator(replace(plan, seed=7)), store, trials=2, study="seven")
+    assert {score.seed for c in store.candidates(other) for score in c.scores} == {7}
 
 
 @pytest.mark.parametrize(

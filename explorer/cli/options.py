@@ -13,7 +13,9 @@ from explorer.arch import Arch, parse_name
 from explorer.errors import ArchError, BackendMissing, UserError
 from explorer.records import Precision
 
-Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database: sqlite:///FILE or a path.")]
+Storage = Annotated[
+    str, typer.Option("--storage", metavar="URL", help="Database: a file, sqlite:///FILE or postgresql://...")
+]
 Study = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Study; default: the latest.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Backend = Annotated[

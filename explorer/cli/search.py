@@ -209,10 +209,19 @@ def _read_table(context: typer.Context, file: Path, space: Space, seeds: int) ->
 def _table_plan(space: Space, table: Table, seed: int, max_latency: float | None, eta: float | None) -> Plan:
     from explorer.evaluate import Plan
     from explorer.evaluate.table import table_data, table_recipe, table_target
+    from explorer.search.ladder import rungs
 
-    target = table_target(table, space.base.image_size)
-    rungs = table.epochs if eta is not None else ()
-    return Plan(target, None, table_recipe(table), table_data(table), seed, max_latency, rungs=rungs)
+    wanted = () if eta is None else rungs(table.epochs[-1], eta)
+    nearest = {min(table.epochs, key=lambda epochs: (abs(epochs - rung), epochs)) for rung in wanted}
+    return Plan(
+        table_target(table, space.base.image_size),
+        None,
+        table_recipe(table),
+        table_data(table),
+        seed,
+        max_latency,
+        rungs=tuple(sorted(nearest)),
+    )
 
 
 def _evaluator(plan: Plan, table: Table | None, live: dict[str, Any]) -> Evaluator:
@@ -246,19 +255,19 @@ def _run(
     from explorer.cli.progress import shown
     from explorer.cli.study import findings_of
     from explorer.search import run
+    from explorer.search.workers import Workers, devices
     from explorer.store import Store
 
     with ExitStack() as stack:
         evaluator = stack.enter_context(_evaluator(plan, table, live))
-        if asked.workers == 1:
-            evaluator.prepare(space.base)  # what may be wrong with the data shows before a database is made
+        places = devices(asked.workers, plan.train_device) if asked.workers > 1 else ()
+        # What may be wrong with the data shows before a database is made. The GPUs are the workers'.
+        first = evaluator if not places else _evaluator(replace(plan, train_device="cpu"), table, live)
+        first.prepare(space.base)
         store = Store.open(asked.storage, create=True)
         stack.callback(store.close)
         runner = None
-        if asked.workers > 1:
-            from explorer.search.workers import Workers, devices
-
-            places = devices(asked.workers, plan.train_device)
+        if places:
             shared = replace(plan, train_threads=places[0].train_threads if plan.train_device == "cpu" else None)
             runner = Workers(partial(_prepared, space, shared, table, live), store.url, places)
             stack.callback(runner.close)
@@ -277,15 +286,26 @@ def _run(
 def _tell_plan(space: Space, plan: Plan, why: str, asked: _Asked, *, as_json: bool) -> None:
     """The size of the space, the plan and an estimate of the time."""
     from explorer.cli.progress import duration
-    from explorer.search import check_run, study_name
+    from explorer.search import Budget, check_run, study_name
     from explorer.search.estimate import estimate
     from explorer.store import Store
     from explorer.store.database import exists, place_of, storage_url
 
     name = asked.study or study_name(space, plan)
     store = Store.open(asked.storage) if exists(asked.storage) else None
-    check_run(space, plan, store, trials=asked.trials, sampler=asked.sampler, study=asked.study)
-    known = len(store.candidates(store.study(name))) if store and name in [s.name for s in store.studies()] else 0
+    budget = Budget(asked.trials, asked.max_hours, asked.epochs_budget, asked.patience)
+    check_run(
+        space,
+        plan,
+        store,
+        budget=budget,
+        sampler=asked.sampler,
+        study=asked.study,
+        seeds=asked.seeds,
+        eta=asked.eta,
+    )
+    members = store.candidates(store.study(name)) if store and name in [s.name for s in store.studies()] else []
+    known = sum(candidate.outcome != "pending" for candidate in members)
     num_asked = min(asked.trials, space.architectures)
     cost = estimate(space, plan, store, max(0, num_asked - known), asked.seeds, asked.eta)
     if store:

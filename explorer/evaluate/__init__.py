@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, cast
 
 from explorer.arch import Arch, ProxyScale
-from explorer.errors import TrialError, ran_out_of_memory
+from explorer.errors import DeviceLost, TrialError, ran_out_of_memory
 from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, ScoreKey, Target, latency_key
 from explorer.store import Store
 from explorer.training.folders import DataInfo
@@ -84,6 +84,9 @@ class Steps(Protocol):
 
     def train(self, arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
         """The score of the architecture's proxy after `key.epochs`; goes on from where an earlier training stopped."""
+
+    def finished(self, key: ScoreKey) -> None:
+        """The score under `key` is in the store: what served to go on with its training may go."""
 
     def close(self) -> None:
         """Ends what was started."""
@@ -165,6 +168,13 @@ class Evaluator:
         seeds: tuple[int, ...],
     ) -> Candidate:
         plan, candidate, key = self.plan, Candidate(arch, "pending"), ""
+        trained = [0]  # epochs of the training in hand
+
+        def count(epoch: Epoch) -> None:
+            trained[0] += 1
+            if on_epoch is not None:
+                on_epoch(epoch)
+
         try:
             key = latency_key(arch.id, plan.target.id)
             found, is_known = self.latency(arch, store, on_step, on_detail)
@@ -175,8 +185,8 @@ class Evaluator:
                 return candidate
             for seed in seeds:
                 score_key = plan.score_key(arch, epochs=epochs, seed=seed)
-                key, before = str(score_key), self._epochs_known(store, score_key)
-                score, is_known = self.score(arch, store, on_step, on_epoch, key=score_key)
+                key, before, trained[0] = str(score_key), store.epochs_kept(score_key), 0
+                score, is_known = self.score(arch, store, on_step, count, key=score_key)
                 candidate = replace(
                     candidate,
                     scores=(*candidate.scores, score),
@@ -188,8 +198,10 @@ class Evaluator:
         except (TrialError, RuntimeError, MemoryError) as error:
             kind = _kind_of(error)
             if kind == "crash" and candidate.latency is not None and plan.train_device == "cuda":
-                raise  # the CUDA context of this process may be broken for all that follow
-            return replace(candidate, outcome="failed", scores=(), failure=keep_failure(store, arch, key, kind, error))
+                raise DeviceLost(f"the GPU broke under a training: {error}", "crash") from error
+            failure = keep_failure(store, arch, key, kind, error)
+            spent = candidate.spent_epochs + trained[0]
+            return replace(candidate, outcome="failed", scores=(), failure=failure, spent_epochs=spent)
         is_whole = epochs is None or epochs >= plan.recipe.epochs
         return replace(candidate, outcome="complete" if is_whole else "stopped")
 
@@ -232,12 +244,8 @@ class Evaluator:
         on_step("training")
         score = self.steps.train(arch, key, on_epoch)
         store.add_score(self.plan.proxy(arch), self.plan.recipe.model_dump(), score)
+        self.steps.finished(key)
         return score, False
-
-    def _epochs_known(self, store: Store, key: ScoreKey) -> int:
-        """The highest rung below the key's epochs whose score is kept."""
-        rungs = (rung for rung in reversed(self.plan.rungs) if rung < key.epochs)
-        return next((rung for rung in rungs if store.score(replace(key, epochs=rung)) is not None), 0)
 
 
 def keep_failure(store: Store, arch: Arch, key: str, kind: FailureKind, error: BaseException) -> Failure:

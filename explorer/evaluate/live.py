@@ -8,8 +8,9 @@ a cleared cache) it starts again and comes to the same result.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: A training keeps its state this often, beside at a rung.
 KEEP_EVERY_S: Final = 30.0
+ABANDONED_S: Final = 86_400.0
 
 
 class Live:
@@ -85,29 +87,30 @@ class Live:
 
     def train(self, arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
         """The score of the architecture's proxy after `key.epochs` of the recipe's schedule."""
-        import torch
-
         from explorer import model
         from explorer.training.trainer import Checkpoint, read_checkpoint, train
 
         plan, proxy = self.plan, self.plan.proxy(arch)
         split = self._split(proxy)
         module = model.build(proxy, seed=key.seed, drop_path=plan.recipe.drop_path)
-        content = {
-            **{field: value for field, value in asdict(key).items() if field != "epochs"},
-            "module": model.MODULE_VERSION,
-            "torch": torch.__version__,
-        }
-        file = self._states / f"{digest('training', content)}.pt"
-        is_whole = key.epochs >= plan.recipe.epochs
-        kept = Checkpoint(file, digest("k1", content), KEEP_EVERY_S, at_end=not is_whole)
+        kept = Checkpoint(
+            self._state_of(key),
+            key=str(replace(key, epochs=plan.recipe.epochs)),
+            every_s=KEEP_EVERY_S,
+            at_end=key.epochs < plan.recipe.epochs,
+        )
         if kept.path.exists():
             try:
                 read_checkpoint(kept.path)
             except RecipeError as error:
                 logger.warning("a kept training cannot be gone on with and starts again: %s", error)
-                kept.path.unlink()
-        with environment.shared(plan.train_device), _threads(plan.train_threads):
+                kept.path.unlink(missing_ok=True)
+        # A CPU that latencies are measured on is not left alone by a training on the GPU either.
+        devices = sorted({plan.train_device, *(("cpu",) if plan.target.device_kind == "cpu" else ())})
+        with ExitStack() as held:
+            for device in devices:
+                held.enter_context(environment.shared(device))
+            held.enter_context(_threads(plan.train_threads))
             outcome = train(
                 module,
                 plan.recipe,
@@ -119,22 +122,40 @@ class Live:
                 until=key.epochs,
             )
             _free_memory(self.device)
-        if is_whole:
-            kept.path.unlink(missing_ok=True)
         host = {**environment.describe_host(), "device": plan.train_device}
         score = Score(
             **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=now()
         )
         return replace(score, curve=outcome.curve)
 
+    def finished(self, key: ScoreKey) -> None:
+        """Removes the state of a training that came to its end."""
+        if key.epochs >= self.plan.recipe.epochs:
+            self._state_of(key).unlink(missing_ok=True)
+
+    def _state_of(self, key: ScoreKey) -> Path:
+        """Where a training that is not at its end keeps its state: by all that it depends on but the epochs."""
+        import torch
+
+        from explorer import model
+
+        content = {name: value for name, value in asdict(key).items() if name != "epochs"}
+        versions = {"module": model.MODULE_VERSION, "torch": torch.__version__}
+        return self._states / f"{digest('training', content | versions)}.pt"
+
     @cached_property
     def _states(self) -> Path:
-        """Where trainings that are not at their end keep their state."""
+        """The folder of these states; what a killed process left half written goes after a day."""
         folder = (self._cache_root or default_root()) / "trainings"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in folder.glob("*.part"):
+                if time.time() - part.stat().st_mtime > ABANDONED_S:
+                    part.unlink(missing_ok=True)
         except OSError as error:
-            raise DataError(f"cache: {folder}: cannot be made: {error.strerror}") from None
+            raise DataError(
+                f"cache: {folder}: cannot be made: {error.strerror}; set XDG_CACHE_HOME to another"
+            ) from None
         return folder
 
     def _split(self, proxy: Arch) -> Split:

@@ -172,6 +172,9 @@ class TableSteps:
             environment=self._environment(),
         )
 
+    def finished(self, key: ScoreKey) -> None:
+        """Nothing was kept."""
+
     def close(self) -> None:
         """Nothing was started."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,7 +18,8 @@ from explorer.evaluate import Evaluator, Plan
 from explorer.records import StudyRecord, digest
 from explorer.search.budget import Budget
 from explorer.search.ladder import Ladder, rungs
-from explorer.search.loop import Loop, Progress, ProgressKind
+from explorer.search.loop import Loop
+from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import SAMPLERS
 from explorer.search.trials import quiet_optuna, storage_of
 from explorer.search.workers import Here, Runner
@@ -59,18 +61,28 @@ def check_run(
     plan: Plan,
     store: Store | None,
     *,
-    trials: int,
+    budget: Budget,
     sampler: str,
     study: str | None,
+    seeds: int = 1,
+    eta: float | None = None,
     settings: dict[str, Any] | None = None,
 ) -> StudyRecord:
     """The record of the study that `run` would make or take up; `store` is None where there is no database yet.
 
-    Writes nothing. Raises UserError for bad numbers and names, StoreError when the study was made with another identity.
+    Writes nothing. Raises UserError for bad numbers and names, StoreError when the study was made with another identity or
+    seed.
     """
-    Budget(trials).check()
+    budget.check()
+    if seeds < 1:
+        raise UserError(f"seeds: {seeds} is not a whole number of at least 1")
     if sampler not in SAMPLERS:
         raise UserError(f"sampler: {sampler!r} is not known; allowed: {', '.join(SAMPLERS)}")
+    if eta is not None and len(plan.rungs) < 2:
+        raise UserError(
+            f"ladder: {eta:g}: a ladder needs two numbers of epochs at least, and there is {plan.recipe.epochs} alone; give more "
+            "--epochs (a table: rows after several), or leave --ladder out"
+        )
     if study is not None and not 0 < len(study.strip()) <= MAX_NAME:
         raise UserError(f"study: {study!r} is no name; give 1 to {MAX_NAME} characters")
     record = StudyRecord(
@@ -81,7 +93,7 @@ def check_run(
         data_id=plan.data.id,
         base_id=space.base.id,
         seed=plan.seed,
-        settings={"data": plan.data.spec, "data_root": str(plan.data.root), **(settings or {})},
+        settings={"data": _absolute(plan.data.spec), "data_root": str(plan.data.root.resolve()), **(settings or {})},
     )
     if store is not None:
         require_same_identity(store, record)
@@ -116,11 +128,10 @@ def run(
     """
     plan = evaluator.plan
     budget = Budget(trials, max_hours, epochs_budget, patience)
-    budget.check()
-    if seeds < 1:
-        raise UserError(f"seeds: {seeds} is not a whole number of at least 1")
-    record = check_run(space, plan, store, trials=trials, sampler=sampler, study=study, settings=settings)
-    ladder = None if eta is None or len(plan.rungs) < 2 else Ladder(plan.rungs, eta)
+    record = check_run(
+        space, plan, store, budget=budget, sampler=sampler, study=study, seeds=seeds, eta=eta, settings=settings
+    )
+    ladder = None if eta is None else Ladder(plan.rungs, eta)
     if runner is None:
         evaluator.prepare(space.base)
     with store.alone(record.name):
@@ -142,13 +153,18 @@ def run(
 
 
 def require_same_identity(store: Store, record: StudyRecord) -> None:
-    """Raises StoreError that names the differences where a study of that name was made with another identity."""
+    """Raises StoreError that names the differences where a study of that name was made with another identity or seed."""
     known = [study for study in store.studies() if study.name == record.name]
     found = list(differences(known[0].identity, record.identity)) if known else []
     if found:
         raise StoreError(
             f"study: {record.name!r} was made with another setting: {'; '.join(found)}; give another --study, or the "
             "same space, target, recipe and data"
+        )
+    if known and known[0].seed != record.seed:
+        raise StoreError(
+            f"study: {record.name!r} was made with seed {known[0].seed}, not {record.seed}; give --seed {known[0].seed}, or "
+            "another --study"
         )
 
 
@@ -158,7 +174,7 @@ def delete(store: Store, name: str) -> None:
     Raises StoreError when there is none, or while another process searches it.
     """
     store.study(name)
-    with store.alone(name), quiet_optuna():
+    with store.alone(name), quiet_optuna(store):
         storage = storage_of(store)
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
@@ -169,8 +185,13 @@ def _require_not_foreign(store: Store, name: str) -> None:
     """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
     if name in [study.name for study in store.studies()]:
         return
-    with quiet_optuna():
+    with quiet_optuna(store):
         if name in optuna.get_all_study_names(storage_of(store)):
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )
+
+
+def _absolute(spec: str) -> str:
+    """A folder of images under its full path, so that other commands find it from anywhere; else the name of a set."""
+    return str(Path(spec).resolve()) if Path(spec).is_dir() else spec

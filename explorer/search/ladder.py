@@ -225,10 +225,10 @@ class Ladder:
         top = bisect_right(self.rungs, epochs) - 1
         if arch_id not in self._levels[top].values:
             known.setdefault(self.rungs[top], accuracy)
-        if arch_id not in self._forgotten:
-            for level, rung in zip(self._levels[: top + 1], self.rungs, strict=False):
-                if rung in known:
-                    level.put(arch_id, (known[rung], latency_ms))
+        self._forgotten.discard(arch_id)
+        for level, rung in zip(self._levels[: top + 1], self.rungs, strict=False):
+            if rung in known:
+                level.put(arch_id, (known[rung], latency_ms))
         spent = self._spent_on(arch_id)
         self._reached[arch_id] = max(epochs, self._reached.get(arch_id, 0))
         self._free[arch_id] = max(free_epochs, self._free.get(arch_id, 0))
@@ -255,7 +255,9 @@ class Ladder:
         self._goes_to(arch_id, None)
 
     def forget(self, arch_id: str) -> None:
-        """Never continues a candidate, as one that failed, and compares nobody with it. Its epochs stay spent."""
+        """Does not go on with a candidate, as one that failed, and compares nobody with it, until it is added again. Its epochs
+        stay spent.
+        """
         self.give_back(arch_id)
         self._forgotten.add(arch_id)
         for level in self._levels:

@@ -11,16 +11,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, Final, cast
 
 from explorer.arch import Arch
-from explorer.errors import TrialError
+from explorer.errors import DeviceLost, TrialError, UserError
 from explorer.evaluate import Plan, Step, keep_failure
 from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
 from explorer.search.fronts import StudyFront
 from explorer.search.ladder import Ladder
+from explorer.search.pace import Pace
+from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import Proposer
 from explorer.search.trials import Trials, is_settled
 from explorer.search.workers import Done, Event, Job, Runner
@@ -29,33 +31,10 @@ from explorer.store import Store
 
 logger = logging.getLogger(__name__)
 
-ProgressKind = Literal["start", "step", "detail", "epoch", "trial", "end", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a search reports. `trial` events carry the candidate, `step`, `detail` and `epoch` events the architecture in work.
-
-    `message`: of `detail`, what a measurement is doing; of `start` and `end`, what a reader should know.
-
-    `num_done` of `num_asked` architectures are in the study; `front` holds the ids on the front; `seconds_left` is None
-    until something has been timed.
-    """
-
-    kind: ProgressKind
-    study: str
-    num_done: int
-    num_asked: int
-    arch: Arch | None = None
-    step: Step | None = None
-    epoch: Epoch | None = None
-    candidate: Candidate | None = None
-    best_accuracy: float | None = None
-    best_latency_ms: float | None = None
-    front: tuple[str, ...] = ()
-    hypervolume: float | None = None
-    seconds_left: float | None = None
-    message: str = ""
+#: Worker processes that die one after the other before their step begins are the machine's fault.
+MAX_LOST_STARTS: Final = 8
+#: Facts of a larger space are used, and not counted at the start.
+MAX_COUNTED: Final = 5_000
 
 
 class Loop:
@@ -95,11 +74,15 @@ class Loop:
         self.known = [arch for arch in space.known_networks() if space.holds(arch)]
         self.known_ids = {arch.id for arch in self.known}
         self.queue: deque[Arch] = deque()
-        self.retries: deque[Arch] = deque()
+        self.blocked: list[Job] = []  # their proxy is being trained for another architecture
+        self.retries: dict[str, Job] = {}
         self.in_work: dict[str, Job] = {}
+        self.is_final = False
+        self.lost_starts = 0
+        self.trained = store.scored(plan.recipe.id, plan.data.id, plan.seed, plan.recipe.epochs)
         self.steps: dict[str, Step] = {}
         self.started_at = time.monotonic()
-        self.timed: tuple[int, float] = (0, 0.0)  # jobs that did something, and their seconds
+        self.pace = Pace(plan, *store.mean_seconds(plan.target.id, plan.recipe.id))
         self.why = ""
 
     def run(self) -> None:
@@ -112,9 +95,7 @@ class Loop:
                 done = self.runner.wait(self.on_event)
                 if done is not None:
                     self.finish(done)
-            for candidate in self.candidates.values():
-                if candidate.outcome == "stopped" and candidate.arch.id not in self.trials.there:
-                    self.trials.add(candidate)
+            self.trials.add_stopped(self.candidates.values())
         except KeyboardInterrupt:
             self.report("interrupted")
             raise
@@ -134,7 +115,8 @@ class Loop:
         for arch in self.queue:
             self.proposer.expect(arch)
         for candidate in self.candidates.values():
-            self.climb(candidate)
+            if not self.is_open(candidate):
+                self.climb(candidate)
 
     def is_open(self, candidate: Candidate) -> bool:
         """Whether a member is to be evaluated again: unfinished work, a limit that rose, a latency or failure of a bad moment,
@@ -149,10 +131,9 @@ class Loop:
             case "gated":
                 return limit is None or latency_ms is None or latency_ms <= limit
             case "stopped":
-                return self.ladder is None
+                return self.ladder is None or _is_invalid(candidate)
             case _:
-                is_invalid = candidate.latency is not None and bool(candidate.latency.invalid)
-                return is_invalid or len(candidate.scores) < len(self.seeds)
+                return _is_invalid(candidate) or len(candidate.scores) < len(self.seeds)
 
     def start_what_may(self) -> bool:
         """Fills the runner; whether anything was started."""
@@ -168,37 +149,52 @@ class Loop:
         return is_any
 
     def next_job(self) -> Job | None:
-        """What should be begun now; None where nothing, or nothing yet."""
-        seconds = self.timed[1] / self.timed[0] if self.timed[0] else 0.0
-        hours = (time.monotonic() - self.started_at) / 3600
-        why = self.budget.spent(hours=hours, next_hours=seconds / 3600, epochs=self.spent_epochs)
-        if why is not None:
-            self.why = why
-            return None
-        while self.queue:
-            arch = self.queue[0]
-            if self.trains_the_same(arch):
+        """What should be begun now; None where nothing, or nothing yet. What trains a proxy in work is put aside."""
+        for job in self.blocked:
+            if not self.trains_the_same(job):
+                self.blocked.remove(job)
+                return job
+        while self.is_within_budget() and (job := self.chosen()) is not None:  # type: ignore[assignment]
+            if not self.is_within_budget(job):
                 return None
-            self.queue.popleft()
+            if not self.trains_the_same(job):
+                return job
+            self.blocked.append(job)
+        return None
+
+    def chosen(self) -> Job | None:
+        """Who comes next."""
+        while self.queue:
+            arch = self.queue.popleft()
             if arch.id in self.candidates or len(self.candidates) < self.num_asked or not self.space.holds(arch):
                 return self.job(arch)
-        if self.ladder is not None and (chosen := self.ladder.next()) is not None:
-            return self.continued(*chosen)
-        why = self.budget.plateau(self.num_done - self.front.moved_at)
-        if why is not None:
-            self.why = why
+        if self.ladder is not None and (following := self.ladder.next()) is not None:
+            return self.continued(*following)
+        still = self.budget.plateau(self.num_done - self.front.moved_at)
+        if still is not None:
+            self.why = still
         elif len(self.candidates) < self.num_asked and (arch_ := self.proposer.propose()) is not None:
-            if self.trains_the_same(arch_):
-                self.queue.append(arch_)
-                return None
             return self.job(arch_)
-        if self.in_work:
+        # Only when all have come in is it known who may go on at the end; from then on workers need not wait.
+        self.is_final = self.is_final or not (self.in_work or self.blocked)
+        if not self.is_final:
             return None
-        if self.retries:
-            return self.job(self.retries.popleft())
-        if self.ladder is not None and (chosen := self.ladder.next(final=True)) is not None:
-            return self.continued(*chosen)
+        for arch_id in list(self.retries):
+            job = self.retries.pop(arch_id)
+            failure = self.candidates[arch_id].failure
+            if arch_id not in self.in_work and failure is not None and failure.is_passing:
+                return job
+        if self.ladder is not None and (following := self.ladder.next(final=True)) is not None:
+            return self.continued(*following)
         return None
+
+    def is_within_budget(self, job: Job | None = None) -> bool:
+        """Whether anything, or this job, may be begun; notes why not."""
+        hours = (time.monotonic() - self.started_at) / 3600
+        seconds = 0.0 if job is None else self.pace.seconds_of(job, self.candidates.get(job.arch.id))
+        why = self.budget.spent(hours=hours, next_hours=seconds / 3600, epochs=self.spent_epochs)
+        self.why = why or self.why
+        return why is None
 
     def job(self, arch: Arch) -> Job:
         """An architecture's first job; known networks, and those that were trained fully before, go to the top at once."""
@@ -206,77 +202,93 @@ class Loop:
             return Job(arch, 0, self.seeds[:1])
         before = self.candidates.get(arch.id)
         is_whole = before is not None and before.outcome == "complete"
-        if self.ladder is None or is_whole or arch.id in self.known_ids:
+        if self.ladder is None or is_whole or arch.id in self.known_ids or self.plan.proxy(arch).id in self.trained:
             return Job(arch, None, self.seeds)
-        return Job(arch, self.ladder.rungs[0], self.seeds if len(self.ladder.rungs) == 1 else self.seeds[:1])
+        reached = (before.epochs if before is not None else None) or 0
+        return Job(arch, max(self.ladder.rungs[0], reached), self.seeds[:1])
 
     def continued(self, arch_id: str, epochs: int) -> Job:
         """The job of a candidate that the ladder chose; at the top all seeds are trained."""
         is_top = epochs >= self.plan.recipe.epochs
         return Job(self.candidates[arch_id].arch, epochs, self.seeds if is_top else self.seeds[:1])
 
-    def trains_the_same(self, arch: Arch) -> bool:
-        """Whether a job in work trains the very proxy that `arch` would: its score is waited for."""
+    def trains_the_same(self, job: Job) -> bool:
+        """Whether a job in work trains the very proxy that this one would: its score is waited for."""
         if not self.in_work:
             return False
-        proxy_id = self.plan.proxy(arch).id
-        return any(self.plan.proxy(job.arch).id == proxy_id for job in self.in_work.values())
+        proxy_id = self.plan.proxy(job.arch).id
+        return any(self.plan.proxy(other.arch).id == proxy_id for other in self.in_work.values())
 
     # -- what has been done --------------------------------------------------------------------------------------------
 
     def finish(self, done: Done) -> None:
         """Keeps what became of a job."""
         job = self.in_work.pop(done.job.arch.id)
-        arch, step = job.arch, self.steps.pop(job.arch.id, "measuring")
-        candidate = done.candidate
+        step = self.steps.pop(job.arch.id, None)
+        candidate, error = done.candidate, done.error
         if candidate is None:
-            if not isinstance(done.error, TrialError):
-                assert done.error is not None
-                raise done.error
-            candidate = self.crashed(job, step, done.error)
-        if not self.space.holds(arch):
+            if not isinstance(error, TrialError):
+                assert error is not None
+                raise error
+            if step is None and self.runner.capacity > 1:
+                self.lost_start(job, error)
+                return
+            candidate = self.crashed(job, step or "measuring", error)
+        self.lost_starts = 0
+        if not self.space.holds(job.arch):
             if candidate.failure is not None:
-                logger.warning("the base model %s has no latency: %s", arch.name, candidate.failure.message)
-            return
-        self.accept(candidate, job)
-        did_something = candidate.spent_epochs > 0 or candidate.reused == 0
-        if did_something:
-            self.timed = self.timed[0] + 1, self.timed[1] + done.seconds
+                logger.warning("the base model %s has no latency: %s", job.arch.name, candidate.failure.message)
+        else:
+            self.pace.learn(candidate, done.seconds)
+            self.accept(candidate, job)
+        if isinstance(error, DeviceLost) and self.runner.capacity == 1:
+            raise UserError(f"{error}; nothing more can run in this process: the same command goes on, see `doctor`")
+
+    def lost_start(self, job: Job, error: TrialError) -> None:
+        """A worker died before its step began, which says nothing of the architecture: somebody else takes it."""
+        self.lost_starts += 1
+        if self.lost_starts > MAX_LOST_STARTS:
+            raise UserError(
+                f"--workers: {self.lost_starts} worker processes in a row died before they could begin ({error}); is there "
+                "memory for so many? The same command goes on, also with fewer --workers"
+            )
+        self.blocked.append(job)
 
     def crashed(self, job: Job, step: Step, error: TrialError) -> Candidate:
-        """What becomes of an architecture whose worker died."""
-        key = latency_key(job.arch.id, self.plan.target.id)
-        if step == "training":
-            key = str(self.plan.score_key(job.arch, epochs=job.epochs, seed=job.seeds[0]))
+        """What becomes of an architecture whose worker died: the step that it was at has failed."""
         kind: FailureKind = "out_of_memory" if error.kind == "out_of_memory" else "crash"
         latency = self.store.latency(job.arch.id, self.plan.target.id)
+        key = latency_key(job.arch.id, self.plan.target.id)
+        if step == "training":
+            keys = [self.plan.score_key(job.arch, epochs=job.epochs, seed=seed) for seed in job.seeds]
+            key = str(next((key for key in keys if self.store.score(key) is None), keys[-1]))
         return Candidate(job.arch, "failed", latency, failure=keep_failure(self.store, job.arch, key, kind, error))
 
     def accept(self, candidate: Candidate, job: Job) -> None:
         """Takes an evaluated candidate into the study, the sampler's and the ladder's knowledge and the front."""
         arch, before = candidate.arch, self.candidates[candidate.arch.id]
+        failure, spent = candidate.failure, (candidate.spent_epochs, candidate.spent_s)
+        if failure is not None and failure.is_passing:
+            self.retries[arch.id] = job
+        if before.outcome == "complete" and candidate.outcome in ("failed", "gated"):
+            # A further seed that failed, or a limit that came down, takes nothing away from what is there.
+            logger.warning("%s stays as it was: %s", arch.name, failure.message if failure else "over the limit now")
+            candidate = before
         key = self.plan.score_key(arch, epochs=candidate.epochs or job.epochs or None)
-        self.store.add_member(
-            self.record.name, candidate, key, spent_epochs=candidate.spent_epochs, spent_s=candidate.spent_s
-        )
-        self.spent_epochs += candidate.spent_epochs
+        self.store.add_member(self.record.name, candidate, key, spent_epochs=spent[0], spent_s=spent[1])
+        self.spent_epochs += spent[0]
         self.num_done += before.outcome == "pending"
-        kept = _slim(candidate)
-        self.candidates[arch.id] = replace(
-            kept,
-            spent_epochs=before.spent_epochs + kept.spent_epochs,
-            spent_s=before.spent_s + kept.spent_s,
+        self.candidates[arch.id] = kept = replace(
+            _slim(candidate), spent_epochs=before.spent_epochs + spent[0], spent_s=before.spent_s + spent[1]
         )
         self.proposer.learn(kept)
-        if candidate.failure is not None and candidate.failure.is_passing:
-            self.retries.append(arch)
-        self.climb(self.candidates[arch.id])
-        if is_settled(candidate):
-            self.trials.add(candidate)
+        self.climb(kept)
+        if is_settled(kept):
+            self.trials.add(kept)
         if before.may_stand_on_front:
             self.front.rebuild(self.candidates.values(), self.num_done)
         else:
-            self.front.add(candidate, self.num_done)
+            self.front.add(kept, self.num_done)
         self.report("trial", arch=arch, candidate=candidate)
 
     def climb(self, candidate: Candidate) -> None:
@@ -291,10 +303,8 @@ class Loop:
             self.ladder.add(
                 arch_id, first.epochs, first.accuracy, candidate.latency_ms or 0.0, curve=curve, free_epochs=free
             )
-        elif candidate.outcome == "failed" and candidate.failure is not None and candidate.failure.is_passing:
-            self.ladder.give_back(arch_id)
-        elif candidate.outcome in ("failed", "gated"):
-            self.ladder.forget(arch_id)
+        elif candidate.outcome == "gated" or (candidate.failure is not None and not candidate.failure.is_passing):
+            self.ladder.forget(arch_id)  # one that is to be tried again stays in the ladder's hands
 
     # -- what is told --------------------------------------------------------------------------------------------------
 
@@ -311,14 +321,15 @@ class Loop:
 
     def first_words(self) -> str:
         """How many facts of this space are in the store already, of architectures that are not in the study."""
-        others = [a for a, _ in self.store.measured(self.plan.target.id) if a.id not in self.candidates]
-        measured = [arch for arch in others if self.space.holds(arch)]
-        if not measured:
+        latencies = {arch.id for arch, _ in self.store.measured(self.plan.target.id)}
+        if not (latencies or self.trained) or self.space.architectures > MAX_COUNTED:
             return ""
-        plan = self.plan
-        scored = self.store.scored(plan.recipe.id, plan.data.id, plan.seed, plan.recipe.epochs)
-        trained = sum(plan.proxy(arch).id in scored for arch in measured)
-        return f"in the store already, and used: {len(measured)} latencies and {trained} trainings of this space"
+        others = [arch for arch in self.space.archs() if arch.id not in self.candidates]
+        measured = sum(arch.id in latencies for arch in others)
+        trained = sum(self.plan.proxy(arch).id in self.trained for arch in others) if self.trained else 0
+        if not measured and not trained:
+            return ""
+        return f"in the store already, and used: {measured} latencies and {trained} trainings of this space"
 
     def last_words(self) -> list[str]:
         """What a reader should know in the end."""
@@ -330,7 +341,8 @@ class Loop:
         stopped = sum(candidate.outcome == "stopped" for candidate in self.candidates.values())
         if stopped:
             words.append(f"{stopped} were stopped by the ladder after fewer epochs and are not on the front")
-        invalid = [c.latency.invalid for c in self.candidates.values() if c.latency is not None and c.latency.invalid]
+        opened = [c for c in self.candidates.values() if self.is_open(c) and _is_invalid(c)]
+        invalid = [candidate.latency.invalid for candidate in opened if candidate.latency is not None]
         if invalid:
             words.append(
                 f"invalid and not on the front: {len(invalid)} latenc{'y' if len(invalid) == 1 else 'ies'} (the last: "
@@ -342,8 +354,8 @@ class Loop:
 
     def report(self, kind: ProgressKind, **details: Any) -> None:
         """Tells where the search stands."""
+        per_arch = self.pace.seconds_each
         left = max(0, self.num_asked - self.num_done) / self.runner.capacity
-        seconds_left = left * self.timed[1] / self.timed[0] if self.timed[0] else None
         progress = Progress(
             kind=kind,
             study=self.record.name,
@@ -353,9 +365,13 @@ class Loop:
             best_latency_ms=self.front.best_latency_ms,
             front=self.front.ids,
             hypervolume=self.front.hypervolume,
-            seconds_left=seconds_left,
+            seconds_left=None if per_arch is None else left * per_arch,
         )
         self.on_progress(replace(progress, **details))
+
+
+def _is_invalid(candidate: Candidate) -> bool:
+    return candidate.latency is not None and bool(candidate.latency.invalid)
 
 
 def _slim(candidate: Candidate) -> Candidate:

@@ -1,8 +1,8 @@
 """What a sampler is told of a candidate: values and constraints. A pure rule with a little memory, no Optuna.
 
 - `complete`: its accuracy and latency.
-- `stopped` after fewer epochs: its accuracy plus the mean gain between those epochs and the whole training, as candidates
-  that have both showed it since this process began; as it is while none has. Never more than the best accuracy of a
+- `stopped` after fewer epochs: its accuracy plus the mean gain between those epochs and the whole training, by the curves of
+  the complete candidates; as it is while there is none. Never more than the best accuracy of a
   complete candidate: an estimate sets no record.
 - latency not to be trusted (`Latency.invalid`): the longest valid latency so far where that is longer, and no record
   either.
@@ -48,18 +48,19 @@ class TellingRule:
     worst_accuracy: float | None = None
     worst_ms: float | None = None
     best_accuracy: float | None = None
-    # Of every architecture the last epochs and accuracy, and of every step between two rungs the sum and number of gains.
-    _last: dict[str, tuple[int, float]] = field(default_factory=dict)
-    _steps: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    # What complete candidates gained from so many epochs to the end: sum and number; and whose curves are in it.
+    _gains: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _counted: set[str] = field(default_factory=set)
 
     def learn(self, candidate: Candidate) -> None:
         """Takes in an evaluated candidate, also one seen before."""
-        if candidate.accuracy is not None and candidate.epochs is not None:
-            epochs, accuracy = self._last.get(candidate.arch.id, (candidate.epochs, 0.0))
-            if epochs < candidate.epochs:
-                total, count = self._steps.get((epochs, candidate.epochs), (0.0, 0))
-                self._steps[epochs, candidate.epochs] = (total + candidate.accuracy - accuracy, count + 1)
-            self._last[candidate.arch.id] = (candidate.epochs, candidate.accuracy)
+        if candidate.outcome == "complete" and candidate.scores and candidate.arch.id not in self._counted:
+            self._counted.add(candidate.arch.id)
+            score = candidate.scores[0]
+            for row in score.curve:
+                if row.accuracy is not None and row.epoch < score.epochs:
+                    total, count = self._gains.get(row.epoch, (0.0, 0))
+                    self._gains[row.epoch] = (total + score.accuracy - row.accuracy, count + 1)
         if candidate.may_stand_on_front and candidate.accuracy is not None:
             self.best_accuracy = max(candidate.accuracy, self.best_accuracy or 0.0)
         if (latency_ms := valid_latency_ms(candidate)) is not None:
@@ -69,12 +70,9 @@ class TellingRule:
             self.worst_accuracy = told if self.worst_accuracy is None else min(told, self.worst_accuracy)
 
     def gain(self, epochs: int) -> float:
-        """Mean gain in accuracy from `epochs` to the largest rung that candidates climbed to from there."""
-        following = [end for start, end in self._steps if start == epochs]
-        if not following:
-            return 0.0
-        total, count = self._steps[epochs, min(following)]
-        return total / count + self.gain(min(following))
+        """Mean gain in accuracy from `epochs` to the end, over the complete candidates; 0 where none has told."""
+        total, count = self._gains.get(epochs, (0.0, 1))
+        return total / count
 
     def values(self, candidate: Candidate) -> tuple[float, float]:
         """(accuracy, latency in ms) that a sampler is told."""

@@ -10,17 +10,19 @@ ladder) gets a second one, and the last one counts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+import sqlalchemy as sa
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from explorer.arch import Arch
+from explorer.errors import StoreError
 from explorer.records import Candidate
 from explorer.search.sampling import DIRECTIONS, distributions
 from explorer.space import Space
@@ -36,7 +38,8 @@ class Trials:
 
     def __init__(self, store: Store, name: str, space: Space, told: Callable[[Candidate], Told]) -> None:
         self.space, self.told, self.distributions = space, told, distributions(space)
-        with quiet_optuna():
+        self.store = store
+        with quiet_optuna(store):
             self.storage = storage_of(store)
             self.study = optuna.create_study(
                 study_name=name,
@@ -48,25 +51,33 @@ class Trials:
             if self.study.metric_names is None:
                 self.study.set_metric_names(METRIC_NAMES)
         self.study_id = self.storage.get_study_id_from_name(name)
-        self.there: set[str] = set()
+        self.there: dict[str, str] = {}  # what the last trial of an architecture stands for
 
     def catch_up(self, candidates: dict[str, Candidate]) -> list[Arch]:
         """Adds what a killed search, or a merge, left out. Closes what an earlier version left running, and returns the
         architectures that were in work then and are not in the study.
         """
         unfinished = []
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                arch = self.space.arch(trial.params)
-                if arch.id not in candidates:
-                    unfinished.append(arch)
-            elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                self.there.add(str(trial.user_attrs.get("arch_id")))
+        with quiet_optuna(self.store):
+            for trial in self.study.get_trials(deepcopy=False):
+                if trial.state == TrialState.RUNNING:
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                    arch = self.space.arch(trial.params)
+                    if arch.id not in candidates:
+                        unfinished.append(arch)
+                elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                    self.there[str(trial.user_attrs.get("arch_id"))] = str(trial.user_attrs.get("stands_for", ""))
         for candidate in candidates.values():
-            if candidate.arch.id not in self.there and is_settled(candidate):
+            # Trials of earlier versions do not say what they stand for, and stay.
+            if is_settled(candidate) and self.there.get(candidate.arch.id, None) not in ("", _stands_for(candidate)):
                 self.add(candidate)
         return unfinished
+
+    def add_stopped(self, candidates: Iterable[Candidate]) -> None:
+        """Pruned trials of those that the ladder had stopped, where there are none yet after so many epochs."""
+        for candidate in candidates:
+            if candidate.outcome == "stopped" and self.there.get(candidate.arch.id) != _stands_for(candidate):
+                self.add(candidate)
 
     def add(self, candidate: Candidate) -> None:
         """One finished trial: complete, or pruned where the ladder stopped the candidate."""
@@ -83,8 +94,9 @@ class Trials:
             user_attrs=self._attributes(candidate),
             constraints=constraints if any(value > 0 for value in constraints.values()) else None,
         )
-        self.storage.create_new_trial(self.study_id, template_trial=trial)
-        self.there.add(candidate.arch.id)
+        with quiet_optuna(self.store):
+            self.storage.create_new_trial(self.study_id, template_trial=trial)
+        self.there[candidate.arch.id] = _stands_for(candidate)
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -92,10 +104,15 @@ class Trials:
         self.storage.engine.dispose()
 
     def _attributes(self, candidate: Candidate) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"arch_id": candidate.arch.id}
+        attributes: dict[str, Any] = {"arch_id": candidate.arch.id, "stands_for": _stands_for(candidate)}
         if candidate.outcome == "stopped":
             attributes |= {"epochs": candidate.epochs, "accuracy": candidate.accuracy}
         return attributes
+
+
+def _stands_for(candidate: Candidate) -> str:
+    """What a trial says of a candidate, in short: another of these needs another trial."""
+    return f"{candidate.outcome} {candidate.epochs or 0} epochs {len(candidate.scores)} seeds"
 
 
 def is_settled(candidate: Candidate) -> bool:
@@ -112,9 +129,22 @@ def storage_of(store: Store) -> RDBStorage:
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Optuna's own log lines would break the live display; named metrics are marked experimental."""
+def quiet_optuna(store: Store) -> Iterator[None]:
+    """Optuna's own log lines would break the live display; named metrics are marked experimental. Raises StoreError for
+    what its storage raises.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    except (StorageInternalError, sa.exc.SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+        raise StoreError(f"storage: {store.place}: Optuna's tables: {reason}; everything finished is kept") from error
+    except RuntimeError as error:
+        if "optuna storage upgrade" not in str(error) and "version" not in str(error):
+            raise
+        raise StoreError(
+            f"storage: {store.place}: Optuna's tables are of another version of Optuna than {optuna.__version__}: {error}"
+        ) from error

@@ -82,6 +82,11 @@ class Store:
         with self.database.reading() as connection:
             return facts.find_score(connection, key)
 
+    def epochs_kept(self, key: ScoreKey) -> int:
+        """The most epochs below the key's after which the same training has a score; 0 where it has none."""
+        with self.database.reading() as connection:
+            return facts.find_epochs(connection, key)
+
     def failure(self, key: str) -> Failure | None:
         """Why the fact under `key` is missing, if a step failed."""
         with self.database.reading() as connection:

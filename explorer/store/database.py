@@ -6,7 +6,6 @@ Knows tables by their names only; what stands in them is `facts` and `studies`.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,12 +170,15 @@ class Database:
 
     @contextmanager
     def _file_lock(self, study: str) -> Iterator[None]:
-        key = digest("study", {"database": str(self.path.resolve()), "study": study})
-        lock = FileLock(Path(tempfile.gettempdir()) / f"swinexplore-{key}.lock", mode=0o666)
+        # Beside the file: processes may have temp folders of their own.
+        path = self.path.resolve()
+        lock = FileLock(path.with_name(f"{path.name}.{digest('study', {'study': study})}.lock"), mode=0o666)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise _held(study) from None
+        except OSError as error:
+            raise StoreError(f"storage: {self.place}: {lock.lock_file}: cannot be made: {error.strerror}") from None
         try:
             yield
         finally:

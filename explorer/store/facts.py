@@ -50,6 +50,14 @@ def find_score(connection: Connection, key: ScoreKey) -> Score | None:
     return next((score for score in found if score is not None), None)
 
 
+def find_epochs(connection: Connection, key: ScoreKey) -> int:
+    """The most epochs below the key's after which a score of the same training is kept; 0 where there is none."""
+    content = asdict(key)
+    epochs = content.pop("epochs")
+    kept = sa.select(sa.func.max(schema.scores.c.epochs)).filter_by(**content).where(schema.scores.c.epochs < epochs)
+    return connection.execute(kept).scalar_one() or 0
+
+
 def find_failure(connection: Connection, key: str) -> Failure | None:
     """What is kept under a missing fact's key."""
     rows = rows_of(connection, sa.select(schema.failures).filter_by(key=key))

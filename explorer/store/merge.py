@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,11 +61,15 @@ def merge(store: Store, other: str) -> Merged:
     candidates that are new here come after ours; of what they cost the larger figure counts; their fronts are dropped, as
     the front of both is neither's. Seeds, settings and verifications of ours stay.
 
-    Raises StoreError, having changed nothing, when there is no such database, when it is the store itself, and when studies
-    of one name have different identities.
+    Raises StoreError, having changed nothing, when there is no such database, when it is the store itself, when studies of one
+    name have different identities, and while one that is in both is being searched.
     """
-    with _opened(store, other) as database, database.reading() as there, store.database.writing() as here:
-        return _merge(here, there)
+    ours = {study.name for study in store.studies()}
+    with _opened(store, other) as database, database.reading() as there, ExitStack() as held:
+        for name in sorted({row["name"] for row in facts.rows_of(there, sa.select(schema.searches.c.name))} & ours):
+            held.enter_context(store.alone(name))  # a running search would not see what comes in, and write over it
+        with store.database.writing() as here:
+            return _merge(here, there)
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from filelock import FileLock
 
 from explorer.errors import DataError
 from explorer.records import digest
@@ -177,7 +178,8 @@ def _load_torchvision(name: str) -> Callable[[DataInfo, torch.device], Source]:
         def part(train: bool) -> tuple[Tensor, Tensor]:
             try:
                 info.root.mkdir(parents=True, exist_ok=True)
-                loaded = getattr(datasets, name)(str(info.root), train=train, download=True)
+                with FileLock(info.root / f"{name}.lock"):  # several processes would unpack over each other
+                    loaded = getattr(datasets, name)(str(info.root), train=train, download=True)
             except Exception as error:  # noqa: BLE001 - torchvision raises whatever a broken file or download leads to
                 raise DataError(
                     f"data {info.spec}: not to be read from {info.root} and not to be downloaded "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from explorer.errors import RecipeError, TrainError
+from explorer.errors import DataError, RecipeError, TrainError
 from explorer.records import Epoch
 from explorer.training.data import Split
 from explorer.training.recipe import Recipe
@@ -200,8 +200,16 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
         }
         unfinished = checkpoint.path.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint.path)
+        try:
+            torch.save(state, unfinished)
+            unfinished.replace(checkpoint.path)
+        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise DataError(
+                f"{checkpoint.path}: the state of the training cannot be written: {_first_line(error)}; free some space, or "
+                "use another folder"
+            ) from None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         if not checkpoint.path.exists():
