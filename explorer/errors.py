@@ -15,6 +15,7 @@ ExplorerError
 │   ├── ExportError      no ONNX graph could be written
 │   ├── BuildError       the backend could not load the graph
 │   ├── MismatchError    a graph differs from the model for want of precision
+│   │   └── IllConditioned   ... of these weights, which rounding alone moves too far to say anything of the graph
 │   ├── MeasureError     the latency could not be measured
 │   ├── TrainError       training diverged or ran out of memory
 │   └── DeviceLost       the GPU broke under a training: what follows in this process would fail too
@@ -98,6 +99,10 @@ class MismatchError(TrialError):
     """A graph or engine differs from the model by more than its tolerance for want of precision, reduced or fp32's own."""
 
     kind = "mismatch"
+
+
+class IllConditioned(MismatchError):
+    """Rounding alone moves the logits of these weights further than any graph may: drawn weights are drawn again."""
 
 
 class MeasureError(TrialError):

@@ -18,10 +18,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from explorer import __version__, doctor, evaluate
+from explorer import __version__, doctor
 from explorer.arch import PRESETS, Arch, parse_name
 from explorer.cli import app, console
 from explorer.errors import MeasureError
+from explorer.evaluate import live
 from explorer.latency import BACKENDS, measurer, sees_gpu
 from explorer.records import Latency, Target
 
@@ -91,7 +92,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(evaluate, "Measurer", ByWindows)
+        patch.setattr(live, "Measurer", ByWindows)
         result = run(
             "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--trials", "3", "--log-file", "log.txt"
         )
@@ -517,7 +518,7 @@ def test_search_hands_its_options_to_the_measurer(
         told.append(settings)
         return ByWindows(target, **settings)
 
-    monkeypatch.setattr(evaluate, "Measurer", open_measurer)
+    monkeypatch.setattr(live, "Measurer", open_measurer)
     asked = ["--trials", "1", "--batch", "2", "--rebuilds", "3", "--deadline", "77", "--study", "of-two"]
     result = run("search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--storage", "other.db", *asked)
     (study / "other.db").unlink()

@@ -49,12 +49,12 @@ def add(
         if isinstance(facts, tuple):
             accuracy, ms = facts
             facts = Candidate(
-                arch, "complete", measured(arch, ms, target), Score(**asdict(key), accuracy=accuracy, train_s=1)
+                arch, "complete", measured(arch, ms, target), (Score(**asdict(key), accuracy=accuracy, train_s=1),)
             )
         if facts.latency:
             store.add_latency(arch, target, facts.latency)
-        if facts.score:
-            store.add_score(arch, whole["recipe"], facts.score)
+        for score in facts.scores:
+            store.add_score(arch, whole["recipe"], score)
         if facts.failure:
             store.add_failure(arch, facts.failure)
         store.add_member(name, facts, key)
@@ -294,7 +294,7 @@ def test_nothing_measured_is_summed_up_too() -> None:
 def test_text_and_document_tell_how_measuring_went(command: list[str], studies: Store) -> None:
     found = measured(FREE, 6.0, reference_id=BASE.id, reference_ms=4.4, reference_drift=0.1, rebuild_medians_ms=(6.6,))
     score = Score(FREE.id, "r1-x", "d1-x", 3, 0, 0.7, 1.0)
-    add(studies, "one", {BASE: (0.5, 4.0), FREE: Candidate(FREE, "complete", found, score)})
+    add(studies, "one", {BASE: (0.5, 4.0), FREE: Candidate(FREE, "complete", found, (score,))})
     text = CliRunner().invoke(app, command)
     assert text.exit_code == 0, text.output
     line = "2 latencies: 0 unstable, 0 invalid, reference drift +10.0% to +10.0%, engines of one network differ by at most 10.0%"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from explorer import evaluate, latency, search
+from explorer import latency, search
 from explorer.arch import Arch
 from explorer.cli import app
 from explorer.errors import MeasureError
-from explorer.evaluate import Evaluator, Plan
+from explorer.evaluate import Evaluator, Plan, live
 from explorer.records import Latency, Target
 from explorer.search import Progress
 from explorer.space import Space
@@ -57,7 +57,7 @@ class Machine:
 
 
 class MachineMeasurer:
-    """In place of `evaluate.Measurer`, which would start a process."""
+    """In place of `live.Measurer`, which would start a process."""
 
     def __init__(self, machine: Machine, target: Target) -> None:
         self.machine, self.target = machine, target
@@ -86,7 +86,7 @@ def trained(module: Any, *arguments: Any, **options: Any) -> trainer.Outcome:
 def machine() -> Iterator[Machine]:
     found = Machine()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "Measurer", found)
+        patch.setattr(live, "Measurer", found)
         patch.setattr(trainer, "train", trained)
         yield found
 
@@ -125,7 +125,7 @@ def test_candidate_with_an_invalid_latency_is_trained_and_complete_but_on_no_fro
     assert [candidate.outcome for candidate in candidates] == ["complete"] * 4
     invalid = {candidate.arch.id for candidate in candidates if candidate.latency and candidate.latency.invalid}
     assert invalid == {candidate.arch.id for candidate in candidates if candidate.arch.br}
-    assert all(candidate.score for candidate in candidates)
+    assert all(candidate.scores for candidate in candidates)
     for front in store.fronts(end.study):
         assert not invalid & set(front.arch_ids)
         assert front.reference_ms == 2 * by_arithmetic(space.base)
@@ -283,7 +283,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     (folder / "recipe.yaml").write_text("epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(evaluate, "Measurer", Machine(lambda arch: arch.br))
+        patch.setattr(live, "Measurer", Machine(lambda arch: arch.br))
         patch.setattr(trainer, "train", trained)
         return folder, run(*SEARCH)
 

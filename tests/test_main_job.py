@@ -33,7 +33,7 @@ TRIALS = 5
 
 #: The command line with latencies by arithmetic, where training alone is looked at.
 UNMEASURED = """
-from explorer import evaluate
+from explorer.evaluate import live
 from explorer.__main__ import main
 from explorer.records import Latency
 
@@ -46,7 +46,7 @@ class Measurer:
     def close(self):
         pass
 
-evaluate.Measurer = Measurer
+live.Measurer = Measurer
 main()
 """
 

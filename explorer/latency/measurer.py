@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from explorer import model
 from explorer.arch import Arch
-from explorer.errors import BackendMissing, TrialError
+from explorer.errors import BackendMissing, IllConditioned, TrialError
 from explorer.latency import environment, needs_graph
 from explorer.latency.cache import Cache
 from explorer.latency.worker import Worker
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds for one architecture, all engines and attempts of it included.
 DEADLINE_S: Final = 900.0
+#: So often weights that cannot be checked are drawn again.
+MAX_DRAWS: Final = 8
 #: A build ends itself this long before the worker would be killed, which tells its reason.
 _MARGIN_S: Final = 5.0
 T = TypeVar("T")
@@ -153,14 +155,25 @@ def _owner_with_context() -> int | None:
 
 
 def deployed_for(arch: Arch, target: Target, *, seed: int = 0) -> Deployed:
-    """The full-size architecture with scattered weights as the target's backend needs it. Raises what `model.deploy` raises."""
+    """The full-size architecture with scattered weights as the target's backend needs it. Raises what `model.deploy` raises.
+
+    A narrow and deep network with BatchNorm may draw weights that rounding alone moves too far for any check: they are drawn
+    again, from the seeds that follow.
+    """
     from explorer.model.deployment import Deployed
 
-    module = model.build(arch, seed=seed, scatter=True)
     batch = None if target.largest_batch else target.batch
-    if needs_graph(target):
-        return model.deploy(module, arch, batch=batch, precision=target.precision, seed=seed)
-    return Deployed(arch, module.eval(), batch, target.precision)
+    if not needs_graph(target):
+        return Deployed(arch, model.build(arch, seed=seed, scatter=True).eval(), batch, target.precision)
+    last: IllConditioned | None = None
+    for draw in range(MAX_DRAWS):
+        module = model.build(arch, seed=seed + draw, scatter=True)
+        try:
+            return model.deploy(module, arch, batch=batch, precision=target.precision, seed=seed)
+        except IllConditioned as error:
+            last = error
+    assert last is not None
+    raise last
 
 
 class _Bench:

@@ -21,7 +21,7 @@ from explorer.search.ladder import Ladder, rungs
 from explorer.search.loop import Loop
 from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import SAMPLERS
-from explorer.search.trials import quiet_optuna, storage_of
+from explorer.search.trials import opened
 from explorer.search.workers import Here, Runner
 from explorer.space import Space
 from explorer.store import Store
@@ -174,8 +174,7 @@ def delete(store: Store, name: str) -> None:
     Raises StoreError when there is none, or while another process searches it.
     """
     store.study(name)
-    with store.alone(name), quiet_optuna(store):
-        storage = storage_of(store)
+    with store.alone(name), opened(store) as storage:
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         store.delete_study(name)
@@ -185,8 +184,8 @@ def _require_not_foreign(store: Store, name: str) -> None:
     """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
     if name in [study.name for study in store.studies()]:
         return
-    with quiet_optuna(store):
-        if name in optuna.get_all_study_names(storage_of(store)):
+    with opened(store) as storage:
+        if name in optuna.get_all_study_names(storage):
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )

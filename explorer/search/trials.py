@@ -100,8 +100,7 @@ class Trials:
 
     def close(self) -> None:
         """Lets go of the database."""
-        self.storage.remove_session()
-        self.storage.engine.dispose()
+        _let_go(self.storage)
 
     def _attributes(self, candidate: Candidate) -> dict[str, Any]:
         attributes: dict[str, Any] = {"arch_id": candidate.arch.id, "stands_for": _stands_for(candidate)}
@@ -126,6 +125,22 @@ def is_settled(candidate: Candidate) -> bool:
 def storage_of(store: Store) -> RDBStorage:
     """Optuna's view of the store's database."""
     return RDBStorage(store.url, engine_kwargs=store.engine_options)
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[RDBStorage]:
+    """Optuna's view for a moment: no connection stays. Raises StoreError for what it raises."""
+    with quiet_optuna(store):
+        storage = storage_of(store)
+        try:
+            yield storage
+        finally:
+            _let_go(storage)
+
+
+def _let_go(storage: RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 @contextmanager
