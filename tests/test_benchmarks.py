@@ -34,6 +34,33 @@ ROOT = Path(__file__).parents[1]
             ["--models", "Swin-T", "--rounds", "0", "--repeats", "2"],
             {"cv_of_medians", "cv_of_ratios", "largest_drift", "invalid"},
         ),
+        (
+            "search_quality",
+            [
+                "--seeds",
+                "1",
+                "--count",
+                "60",
+                "--tables",
+                "synthetic",
+                "--samplers",
+                "tpe",
+                "plain-random",
+                "--asks",
+                "20",
+            ],
+            {"mean_50", "min_50", "ask_ms", "best_plain", "reaches_it_at"},
+        ),
+        (
+            "ladder",
+            ["--seeds", "1", "--tables", "synthetic", "--etas", "3"],
+            {"hypervolume", "share", "goal_hypervolume", "goal_share"},
+        ),
+        (
+            "search_overhead",
+            ["--trials", "60", "--samplers", "random"],
+            {"ask_ms", "optuna_ms", "own_ms", "resident_mib"},
+        ),
     ],
 )
 def test_benchmark_runs_and_keeps_its_result(
@@ -45,7 +72,7 @@ def test_benchmark_runs_and_keeps_its_result(
     content = json.loads((tmp_path / f"{script}-cpu.json").read_text())
     assert fields <= content["rows"][0].keys()
     assert content["host"]["versions"]["torch"]
-    assert content["rows"][0]["what"].startswith("Swin-T")
+    assert content["rows"][0]["what"].startswith(("Swin-T", "synthetic", "random"))
 
 
 def test_kept_results_say_where_they_were_measured() -> None:

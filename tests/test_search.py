@@ -488,7 +488,7 @@ def test_another_seed_is_another_study(space: Space, plan: Plan, store: Store, f
     ("arguments", "message"),
     [
         ({"trials": 0}, "trials: 0"),
-        ({"trials": 3, "sampler": "best"}, "sampler: 'best'.*tpe, nsgaii, random"),
+        ({"trials": 3, "sampler": "best"}, "sampler: 'best'.*tpe, nsgaii, nsgaiii, gp, qmc, random, brute"),
         ({"trials": 3, "study": " "}, "study: ' '"),
     ],
 )
