@@ -123,7 +123,8 @@ def measure(trials: int, sampler: str, storage: str, seed: int) -> list[dict[str
         own = statistics.median(step[0] - step[1] for step in some)
         rows.append(
             {
-                "what": f"{sampler} at trial {middle}", "sampler": sampler, "trial": middle, "ask_ms": total, "optuna_ms": optuna, "own_ms": own,
+                "what": f"{sampler} at trial {middle}", "sampler": sampler, "trial": middle,
+                "ask_ms": total, "optuna_ms": optuna, "own_ms": own,
                 "resident_mib": at[min(middle, len(at)) - 1][2],
             }
         )  # fmt: skip

@@ -150,11 +150,11 @@ class Loop:
 
     def next_job(self) -> Job | None:
         """What should be begun now; None where nothing, or nothing yet. What trains a proxy in work is put aside."""
-        for job in self.blocked:
-            if not self.trains_the_same(job):
-                self.blocked.remove(job)
-                return job
-        while self.is_within_budget() and (job := self.chosen()) is not None:  # type: ignore[assignment]
+        for waiting in self.blocked:
+            if not self.trains_the_same(waiting):
+                self.blocked.remove(waiting)
+                return waiting
+        while self.is_within_budget() and (job := self.chosen()) is not None:
             if not self.is_within_budget(job):
                 return None
             if not self.trains_the_same(job):
@@ -164,17 +164,18 @@ class Loop:
 
     def chosen(self) -> Job | None:
         """Who comes next."""
+        num_asked = len(self.candidates) + sum(job.arch.id not in self.candidates for job in self.blocked)
         while self.queue:
             arch = self.queue.popleft()
-            if arch.id in self.candidates or len(self.candidates) < self.num_asked or not self.space.holds(arch):
+            if arch.id in self.candidates or num_asked < self.num_asked or not self.space.holds(arch):
                 return self.job(arch)
         if self.ladder is not None and (following := self.ladder.next()) is not None:
             return self.continued(*following)
         still = self.budget.plateau(self.num_done - self.front.moved_at)
         if still is not None:
             self.why = still
-        elif len(self.candidates) < self.num_asked and (arch_ := self.proposer.propose()) is not None:
-            return self.job(arch_)
+        elif num_asked < self.num_asked and (proposed := self.proposer.propose()) is not None:
+            return self.job(proposed)
         # Only when all have come in is it known who may go on at the end; from then on workers need not wait.
         self.is_final = self.is_final or not (self.in_work or self.blocked)
         if not self.is_final:
