@@ -228,15 +228,16 @@ def test_candidate_in_work_is_not_given_twice_until_it_is_given_back() -> None:
     assert ladder.next() == (name(2), 3)
 
 
-def test_forgotten_candidate_neither_goes_on_nor_stands_in_the_way() -> None:
+def test_forgotten_candidate_neither_goes_on_nor_stands_in_the_way_until_added_again() -> None:
     ladder = Ladder((1, 3))
     for index in range(6):
         ladder.add(name(index), 1, 0.5 + index / 10, 1.0)
     ladder.forget(name(5))
-    ladder.add(name(5), 1, 1.0, 1.0)
     assert ladder.next() == (name(4), 3)
     assert ladder.next() is None  # five are left: one third of them is one
     assert ladder.spent_epochs == 6 + 2
+    ladder.add(name(5), 1, 1.0, 1.0)  # evaluated anew, as after a limit that rose
+    assert ladder.next() == (name(5), 3)
 
 
 def test_newer_accuracy_of_the_same_rung_counts() -> None:

@@ -589,7 +589,11 @@ BAD_FIELDS: tuple[tuple[str, object, str], ...] = (
     # seeds
     ("seeds", ["Swin-B-DR1", "Swin-T"], "seeds[1]: Swin-T is not in the space"),
     ("seeds", ["ResNet"], "seeds[0]: 'ResNet' is no architecture; allowed: a preset"),
-    ("seeds", ["Swin-B-W5.7.7.7-DR1"], "seeds[0]: Swin-B-W5.7.7.7-DR1 is not in the space; allowed: architectures of"),
+    (
+        "seeds",
+        ["Swin-B-W5.7.7.7-DR1"],
+        "seeds[0]: Swin-B-W5.7.7.7-DR1 is not in the space (not one of its points); allowed: architectures of",
+    ),
     ("seeds", ["Swin-B-W0.7.7.7"], "seeds[0]: 'Swin-B-W0.7.7.7': windows.stage1: 0 is not a whole number from 1 to"),
     ("seeds", ["SwinV2-B-224-DR1"], "seeds[0]: SwinV2-B-DR1-224 is not in the space"),
 )
@@ -633,7 +637,7 @@ VALID = "version: 1\nbase: Swin-B\nsearch:\n  br: [off, on]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the document holds None, not a mapping; its keys are: version, base, search, proxy, seeds"),
+        ("", "the document holds None, not a mapping; its keys are: version, base, search, limits, proxy, seeds"),
         ("# nothing\n", "the document holds None, not a mapping"),
         ("- 1\n- 2\n", "the document holds [1, 2], not a mapping"),
         ("Swin-B\n", "the document holds 'Swin-B', not a mapping"),
