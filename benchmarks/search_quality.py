@@ -52,7 +52,7 @@ OURS = tuple(sampler for sampler in SAMPLERS if sampler != "brute")
 MAX_SEEDS = {"gp": 2}
 NOISE = 0.3
 #: A plain sampler that keeps to what it knows is not asked forever.
-MAX_ASKS = 4000
+MAX_ASKS = 1000
 GOAL_AT_200, GOAL_REACHED_AT = 0.999, 70
 
 

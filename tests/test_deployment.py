@@ -309,7 +309,7 @@ def test_weights_that_fp32_cannot_hold_are_a_mismatch() -> None:
     module.norm.bias.data.add_(1e4)
     module.head.weight.data.sub_(module.head.weight.data.mean(1, keepdim=True))
     with pytest.raises(
-        MismatchError, match="these weights are ill-conditioned: rounding alone moves them by"
+        MismatchError, match="these weights are ill-conditioned: rounding in fp32 alone moves them by"
     ) as caught:
         deploy(module, arch)
     assert "the fp32 graph differs" in str(caught.value)

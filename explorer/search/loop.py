@@ -271,7 +271,7 @@ class Loop:
         failure, spent = candidate.failure, (candidate.spent_epochs, candidate.spent_s)
         if failure is not None and failure.is_passing:
             self.retries[arch.id] = job
-        if before.outcome == "complete" and candidate.outcome in ("failed", "gated"):
+        if before.may_stand_on_front and candidate.outcome in ("failed", "gated"):
             # A further seed that failed, or a limit that came down, takes nothing away from what is there.
             logger.warning("%s stays as it was: %s", arch.name, failure.message if failure else "over the limit now")
             candidate = before
