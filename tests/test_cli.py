@@ -120,7 +120,7 @@ def study(studied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["search", "--space", "demo.yaml", "--deadline", "1"], r"Invalid value for '--deadline'"),
         (["search", "--space", "demo.yaml", "--precision", "int8"], r"precision: 'int8'.*fp32, fp16, bf16"),
         (["search", "--space", "demo.yaml", "--backend", "onnxruntime", "--precision", "bf16"], r"allowed: fp32, fp16"),
-        (["search", "--space", "demo.yaml", "--sampler", "best"], r"sampler: 'best'.*tpe, nsgaii, nsgaiii, gp, qmc, random, brute"),
+        (["search", "--space", "demo.yaml", "--sampler", "best"], r"sampler: 'best'.*tpe, nsgaii.*brute"),
         (["search", "--space", "demo.yaml", "--recipe", "best"], r"recipe: 'best'.*proxy, quick"),
         (["search", "--space", "demo.yaml", "--max-latency", "-1"], r"--max-latency: -1\.0"),
         (["search", "--space", "demo.yaml", "--max-latency", "nan"], r"--max-latency: nan"),
