@@ -8,9 +8,13 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+#: A study's hypervolume is counted up to this multiple of the base model's latency.
+REFERENCE_FACTOR: Final = 2.0
 
 
 def front(accuracies: Sequence[float], latencies_ms: Sequence[float]) -> list[int]:

@@ -20,6 +20,8 @@ DEFAULT_STORAGE: Final = "sqlite:///studies/explorer.db"
 
 #: What stands in a target's options before the largest batch of a dynamic graph.
 DYNAMIC: Final = "dynamic batch 1.."
+#: Seconds for measuring one architecture, all engines and attempts of it included, unless told otherwise.
+DEADLINE_S: Final = 900.0
 Precision = Literal["fp32", "fp16", "bf16"]
 #: What went wrong with one architecture.
 FailureKind = Literal["export", "build", "mismatch", "measure", "diverged", "out_of_memory", "timeout", "crash"]

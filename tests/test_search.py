@@ -21,8 +21,7 @@ from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan, live
-from explorer.latency.measurer import DEADLINE_S
-from explorer.records import MAX_ATTEMPTS, Candidate, Failure, Latency, Target
+from explorer.records import DEADLINE_S, MAX_ATTEMPTS, Candidate, Failure, Latency, Target
 from explorer.search import Progress
 from explorer.search.sampling import SAMPLERS, distributions
 from explorer.search.trials import Trials

@@ -12,18 +12,27 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from explorer.arch import Arch, ProxyScale
 from explorer.errors import DeviceLost, TrialError, ran_out_of_memory
-from explorer.records import Candidate, Epoch, Failure, FailureKind, Latency, Score, ScoreKey, Target, latency_key
+from explorer.records import (
+    DEADLINE_S,
+    Candidate,
+    Epoch,
+    Failure,
+    FailureKind,
+    Latency,
+    Score,
+    ScoreKey,
+    Target,
+    latency_key,
+)
 from explorer.store import Store
 from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe
 
 Step = Literal["measuring", "training"]
-#: Seconds for one measurement, all engines and attempts of it included.
-DEADLINE_S: Final = 900.0
 
 
 @dataclass(frozen=True)

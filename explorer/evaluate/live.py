@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from explorer.arch import Arch
 from explorer.errors import DataError, RecipeError
-from explorer.evaluate import DEADLINE_S, Plan, now
+from explorer.evaluate import Plan, now
 from explorer.latency import environment
 from explorer.latency.cache import default_root
 from explorer.latency.measurer import Measurer
-from explorer.records import Epoch, Latency, Score, ScoreKey, digest
+from explorer.records import DEADLINE_S, Epoch, Latency, Score, ScoreKey, digest
 from explorer.training.data import Split, load, resting_device
 
 if TYPE_CHECKING:

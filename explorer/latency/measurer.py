@@ -20,15 +20,13 @@ from explorer.errors import BackendMissing, IllConditioned, TrialError
 from explorer.latency import environment, needs_graph
 from explorer.latency.cache import Cache
 from explorer.latency.worker import Worker
-from explorer.records import PASSING, Latency, Target
+from explorer.records import DEADLINE_S, PASSING, Latency, Target
 
 if TYPE_CHECKING:
     from explorer.latency.base import Runner
     from explorer.latency.measurement import Reference
     from explorer.model.deployment import Deployed
 
-#: Seconds for one architecture, all engines and attempts of it included.
-DEADLINE_S: Final = 900.0
 #: So often weights that cannot be checked are drawn again.
 MAX_DRAWS: Final = 8
 #: A build ends itself this long before the worker would be killed, which tells its reason.

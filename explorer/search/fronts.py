@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
-from explorer.pareto import Front
+from explorer.pareto import REFERENCE_FACTOR, Front
 from explorer.records import Candidate, FrontRecord, StudyRecord
 from explorer.store import Store
-
-#: The front's hypervolume is counted up to this multiple of the base model's latency.
-REFERENCE_FACTOR: Final = 2.0
 
 
 class StudyFront:

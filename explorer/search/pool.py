@@ -29,7 +29,6 @@ _DRAWS: Final = 64
 #: The first ones are taken at random: a model of fewer says little.
 _NUM_RANDOM: Final = 8
 _CACHED: Final = 4096
-_REFERENCE_FACTOR: Final = 2.0
 #: Volume is counted from so far below the worst accuracy, as a share of the range: the fast end of the front counts too
 #: (BoTorch's rule for a reference point that nobody gave).
 _MARGIN: Final = 0.1
@@ -164,7 +163,7 @@ class Pool:
             if entry.arch.id in measured:
                 latency_ms[index], deviation_ms[index] = measured[entry.arch.id][1], 0.0
         base_ms = predictor.predict(self._space.base) if self._base_ms is None else self._base_ms
-        ceiling_ms = _REFERENCE_FACTOR * base_ms
+        ceiling_ms = pareto.REFERENCE_FACTOR * base_ms
         limit_ms = ceiling_ms if self._max_latency_ms is None else min(ceiling_ms, self._max_latency_ms)
         scores = expected_improvement(
             self._accuracy.predict(points),

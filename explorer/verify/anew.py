@@ -9,8 +9,8 @@ from typing import Any
 
 from explorer.arch import Arch
 from explorer.errors import TrialError, ran_out_of_memory
-from explorer.evaluate import DEADLINE_S, Evaluator, Plan, Step, now
-from explorer.records import Candidate, Epoch, Failure, StudyRecord
+from explorer.evaluate import Evaluator, Plan, Step, now
+from explorer.records import DEADLINE_S, Candidate, Epoch, Failure, StudyRecord
 from explorer.store import Store
 from explorer.verify.plan import prepare_beside
 
