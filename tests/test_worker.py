@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,12 +134,15 @@ def worker() -> Iterator[Worker]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not yet asked for is not alive."""
+    """Whether a process runs, with any of its threads; one that has ended and was not yet asked for is not alive."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
+        ended = os.pidfd_open(pid)  # /proc calls a process a zombie while other threads of it still end
+    except ProcessLookupError:
         return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        return not wait([ended], 0)
+    finally:
+        os.close(ended)
 
 
 def pid(worker: Worker) -> int:

@@ -152,12 +152,15 @@ def job(act: str, arch: Arch = ARCHS[0], epochs: int | None = None) -> Job:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not yet asked for is not alive."""
+    """Whether a process runs, with any of its threads; one that has ended and was not yet asked for is not alive."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
+        ended = os.pidfd_open(pid)  # /proc calls a process a zombie while other threads of it still end
+    except ProcessLookupError:
         return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    try:
+        return not wait([ended], 0)
+    finally:
+        os.close(ended)
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -99,15 +99,18 @@ class Worker:
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Starts what `call` does and does not wait for it: `receive` until it gives a result or an error.
 
-        Raises MeasureError where the worker does not even take the call.
+        A worker that dies before it takes the call is replaced once. Raises MeasureError where the next does not take it either.
         """
-        connection = self._started()
         try:
-            connection.send((function, arguments))
+            self._started().send((function, arguments))
         except ConnectionError:
-            error = self._death()
             self.close()
-            raise error from None
+            try:
+                self._started().send((function, arguments))
+            except ConnectionError:
+                error = self._death()
+                self.close()
+                raise error from None
 
     def receive(self) -> Message:
         """The next that the worker says; waits for it. A record of its log is one of ours now, and the message empty.
