@@ -25,11 +25,11 @@ from common import report
 
 from explorer.arch import Arch
 from explorer.evaluate import Evaluator, Plan, now
+from explorer.evaluate.workers import Here
 from explorer.records import Epoch, Latency, Score, ScoreKey, Target
 from explorer.search import Progress
 from explorer.search.budget import Budget
 from explorer.search.loop import Loop
-from explorer.search.workers import Here
 from explorer.space import Space
 from explorer.store import Store
 from explorer.training.folders import DataInfo

@@ -103,7 +103,7 @@ def make(space_file: str, log: str, kind: str, where: str, number: float) -> Eva
 
 def main() -> None:
     from explorer import search
-    from explorer.search.workers import Device, Workers
+    from explorer.evaluate.workers import Device, Workers
     from explorer.store import Store
 
     space_file, storage, log, trials, workers, kind, where, number = sys.argv[1:]

@@ -21,12 +21,12 @@ import pytest
 from explorer.arch import Arch, parse_name
 from explorer.errors import BackendMissing, ExplorerError, ParityError, StoreError, TrialError, UserError
 from explorer.evaluate import Evaluator, Plan
+from explorer.evaluate import workers as workers_module
 from explorer.evaluate.table import Table, TableSteps, table_data, table_recipe, table_target
+from explorer.evaluate.workers import Device, Done, Event, Here, Job, Workers, devices
 from explorer.latency import environment
 from explorer.latency.worker import Worker
 from explorer.records import Candidate, Epoch
-from explorer.search import workers as workers_module
-from explorer.search.workers import Device, Done, Event, Here, Job, Workers, devices
 from explorer.store import Store
 
 pytestmark = pytest.mark.timeout(120)
@@ -425,7 +425,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever s
 from functools import partial
 from pathlib import Path
 import test_workers
-from explorer.search.workers import Workers
+from explorer.evaluate.workers import Workers
 workers = Workers(partial(test_workers.FakeEvaluator, Path(sys.argv[1])), sys.argv[2], (test_workers.CPU,))
 workers.submit(test_workers.job("hang"))
 workers.wait(lambda arch, event: print(event, flush=True))

@@ -254,8 +254,8 @@ def _run(
 ) -> None:
     from explorer.cli.progress import shown
     from explorer.cli.study import findings_of
+    from explorer.evaluate.workers import Workers, devices
     from explorer.search import run
-    from explorer.search.workers import Workers, devices
     from explorer.store import Store
 
     with ExitStack() as stack:

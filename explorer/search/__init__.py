@@ -15,6 +15,7 @@ import optuna
 
 from explorer.errors import StoreError, UserError
 from explorer.evaluate import Evaluator, Plan
+from explorer.evaluate.workers import Here, Runner
 from explorer.records import StudyRecord, digest
 from explorer.search.budget import Budget
 from explorer.search.ladder import Ladder, rungs
@@ -22,7 +23,6 @@ from explorer.search.loop import Loop
 from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import SAMPLERS
 from explorer.search.trials import opened
-from explorer.search.workers import Here, Runner
 from explorer.space import Space
 from explorer.store import Store
 from explorer.store.merge import differences

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 from explorer.arch import Arch
 from explorer.errors import DeviceLost, TrialError, UserError
 from explorer.evaluate import Plan, Step, keep_failure
+from explorer.evaluate.workers import Done, Event, Job, Runner
 from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
 from explorer.search.fronts import StudyFront
@@ -25,7 +26,6 @@ from explorer.search.pace import Pace
 from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import Proposer
 from explorer.search.trials import Trials, is_settled
-from explorer.search.workers import Done, Event, Job, Runner
 from explorer.space import Space
 from explorer.store import Store
 

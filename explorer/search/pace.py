@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from explorer.evaluate import Plan
+from explorer.evaluate.workers import Job
 from explorer.records import Candidate
-from explorer.search.workers import Job
 
 
 class Pace:
