@@ -17,7 +17,7 @@ from explorer import pareto
 from explorer.arch import Arch
 from explorer.complexity import arch_facts
 from explorer.errors import UserError
-from explorer.records import Candidate, Latency
+from explorer.records import Candidate, Failure, Latency
 from explorer.space import presets_like
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ Row = dict[str, Any]
 class Findings:
     """A study's candidates as rows: those on the front by rising latency, all of them, and the known networks.
 
-    `left_out`: complete ones whose latency is invalid and that no front holds. `measuring`: how the measurements went.
+    `left_out`: complete ones whose latency is invalid and that no front holds; `diverged`: those whose training diverged, which
+    cannot stand on one either, by rising latency. `measuring`: how the measurements went.
     """
 
     study: str
@@ -50,11 +51,12 @@ class Findings:
     candidates: list[Row]
     references: list[Row]
     left_out: list[Row]
+    diverged: list[Row]
     measuring: Row
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON of `swinexplore pareto --json`."""
-        keys = ("study", "target", "front", "references", "left_out", "measuring")
+        keys = ("study", "target", "front", "references", "left_out", "diverged", "measuring")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -72,7 +74,14 @@ def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
         "speedup": None if ratio is None else 1 / ratio,
         "outcome": candidate.outcome,
         "reason": candidate.failure.message if candidate.failure else None,
+        "failure": failure_fields(candidate.failure),
     }
+
+
+def failure_fields(failure: Failure | None) -> Row | None:
+    """What a row holds of a failure: its class (`kind`), the step that failed, why, and how often that was tried."""
+    names = ("kind", "step", "message", "attempts", "failed_at")
+    return None if failure is None else {name: getattr(failure, name) for name in names}
 
 
 def latency_fields(latency: Latency | None) -> Row:
@@ -125,11 +134,9 @@ def findings(
     """
     shown_base = base_latency
     base_latency = None if base_latency is None or base_latency.invalid else base_latency
-    complete = [
-        c
-        for c in candidates
-        if c.may_stand_on_front and (max_latency_ms is None or (c.latency_ms or 0.0) <= max_latency_ms)
-    ]
+    within = [c for c in candidates if max_latency_ms is None or (c.latency_ms or 0.0) <= max_latency_ms]
+    complete = [c for c in within if c.may_stand_on_front]
+    diverged = sorted((c for c in within if _has_diverged(c)), key=lambda c: (c.latency_ms or 0.0, c.arch.id))
     indices = pareto.front([c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete])
     known = {candidate.arch.id: candidate for candidate in candidates}
     if base.id not in known:
@@ -141,8 +148,13 @@ def findings(
         [candidate_row(candidate, base_latency) for candidate in candidates],
         [candidate_row(known.get(arch.id, Candidate(arch, "pending")), base_latency) for arch in _references(base)],
         [candidate_row(c, base_latency) for c in candidates if c.outcome == "complete" and not c.may_stand_on_front],
+        [candidate_row(c, base_latency) for c in diverged],
         measuring([c.latency for c in candidates if c.latency is not None]),
     )
+
+
+def _has_diverged(candidate: Candidate) -> bool:
+    return candidate.failure is not None and candidate.failure.kind == "diverged"
 
 
 def _references(base: Arch) -> list[Arch]:
@@ -187,6 +199,11 @@ def to_table(rows: Sequence[Row], title: str = "") -> Table:
     return table
 
 
+def reason_lines(rows: Sequence[Row]) -> list[str]:
+    """Why each has no figures, a line each: too long for a table's column."""
+    return [f"{row['name']}: {' '.join((row['reason'] or '').split())}" for row in rows]
+
+
 _HEADINGS: Final = (
     "name", "windows", "shifts", "br", "depth3", "accuracy", "latency_ms", "speedup", "trainable", "deployed", "flops",
 )  # fmt: skip
@@ -201,13 +218,20 @@ def _cells(row: Row) -> list[str]:
         _csv_cell(row["shifts"]),
         _csv_cell(row["br"]),
         str(row["depth3"]),
-        ("" if row.get("reason") is None else "failed") if accuracy is None else _accuracy_text(row),
+        _missing_text(row) if accuracy is None else _accuracy_text(row),
         "" if latency_ms is None else f"{latency_ms:.2f}{'!' if row.get('invalid') else '?' if is_shaky else ''}",
         "" if speedup is None else f"{speedup:.2f}x",
         f"{row['params_trainable'] / 1e6:.2f}M",
         f"{row['params_deployed'] / 1e6:.2f}M",
         f"{row['flops'] / 1e9:.2f}G",
     ]
+
+
+def _missing_text(row: Row) -> str:
+    """What stands in place of an accuracy: `diverged` is a result, all else that failed is only missing."""
+    if not row.get("failure"):
+        return ""
+    return "diverged" if row["failure"]["kind"] == "diverged" else "failed"
 
 
 def _accuracy_text(row: Row) -> str:
@@ -252,6 +276,11 @@ def _plotted(found: Findings) -> tuple[list[Row], list[Row]]:
     return [row for row in evaluated if row["arch_id"] not in on_front], found.front
 
 
+def _plotted_diverged(found: Findings) -> list[Row]:
+    """Rows of what diverged and has a latency that may be shown."""
+    return [row for row in found.diverged if row["latency_ms"] is not None and not row["invalid"]]
+
+
 def _plot_png(found: Findings, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -262,6 +291,9 @@ def _plot_png(found: Findings, path: Path) -> None:
     axes = figure.add_subplot()
     axes.scatter(*_points(others), s=28, color="#b8bec9", label="evaluated")
     axes.plot(*_points(front), "-o", drawstyle="steps-post", color="#0b6bcb", label="front")
+    if diverged := [row["latency_ms"] for row in _plotted_diverged(found)]:
+        bottom = axes.get_xaxis_transform()  # x in milliseconds, y as a share of the picture: it has no accuracy
+        axes.plot(diverged, [0.02] * len(diverged), "x", transform=bottom, color="#c92a2a", label="diverged")
     base = found.references[0]
     if base["accuracy"] is not None and base["latency_ms"] is not None and not base["invalid"]:
         axes.scatter(*_points([base]), marker="*", s=170, color="#d9480f", zorder=3, label=f"base: {base['name']}")
@@ -287,6 +319,18 @@ def _plot_html(found: Findings, path: Path) -> None:
     ):
         x, y = _points(rows)
         figure.add_scatter(x=x, y=y, name=name, text=[row["name"] for row in rows], hoverinfo="x+y+text", **style)
+    if diverged := _plotted_diverged(found):
+        accuracies = [100 * row["accuracy"] for row in (*others, *front)] or [0.0]
+        bottom = min(accuracies) - 0.05 * (max(accuracies) - min(accuracies) + 1)
+        figure.add_scatter(
+            x=[row["latency_ms"] for row in diverged],
+            y=[bottom] * len(diverged),
+            name="diverged",
+            text=[f"{row['name']}: {row['reason']}" for row in diverged],
+            hoverinfo="x+text",
+            mode="markers",
+            marker={"color": "#c92a2a", "symbol": "x"},
+        )
     figure.update_layout(
         title=f"{found.study}<br><sup>{found.target}</sup>",
         xaxis_title="latency (ms)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from explorer.arch import PRESETS, Arch
 from explorer.cli import app
+from explorer.cli.progress import outcome_text
 from explorer.records import Candidate, Failure, Latency, Score, ScoreKey, StudyRecord, Target, latency_key
 from explorer.report import candidate_row, measuring, measuring_text
 from explorer.store import Store
 
 TARGET = Target("onnxruntime", "1.0", "fp32", 1, 224, "cpu", "A processor", "", 2, 1)
-BASE, FREE, SMALL = PRESETS["Swin-T"], PRESETS["Swin-Free-T"], PRESETS["Swin-S"]
+BASE, FREE, SMALL, LARGE = (PRESETS[name] for name in ("Swin-T", "Swin-Free-T", "Swin-S", "Swin-B"))
 PROXY = {"from_unit": 7, "unit": 2, "embed_dim": 8, "head_dim": 4, "patch_size": 2}
 Found = tuple[float, float]  # accuracy and latency in ms
 
@@ -230,6 +232,106 @@ def test_architecture_that_failed_in_one_study_stands_in_the_documents_with_its_
         ("failed", "not done after 900 s"),
     ]
     assert shown["measuring"]["latencies"] == 1
+
+
+# -- what diverged ----------------------------------------------------------------------------------------------------
+
+
+def diverged(
+    arch: Arch, ms: float, message: str = "diverged: the loss is nan by step 7 (epoch 1, seed 0)"
+) -> Candidate:
+    failure = Failure(arch.id, f"score:{arch.id}/r1-x/d1-x/3/0", "diverged", message, "2026-01-02T03:04:05+00:00")
+    return Candidate(arch, "failed", measured(arch, ms), failure=failure)
+
+
+@pytest.fixture
+def with_diverged(studies: Store) -> None:
+    """One network on the front, two that diverged, and one that was not measured in time."""
+    late = Failure(LARGE.id, latency_key(LARGE.id, TARGET.id), "timeout", "not done after 900 s")
+    found: dict[Arch, Found | Candidate] = {BASE: (0.5, 4.0), SMALL: diverged(SMALL, 8.0, "diverged: [so] it is")}
+    add(studies, "one", {**found, FREE: diverged(FREE, 3.0), LARGE: Candidate(LARGE, "failed", failure=late)})
+
+
+@pytest.mark.usefixtures("with_diverged")
+def test_document_lists_what_diverged_by_latency_and_why() -> None:
+    found = document()
+    assert names(found["front"]) == ["Swin-T"], "the faster one diverged"
+    assert names(found["diverged"]) == ["Swin-Free-T", "Swin-S"]
+    first = found["diverged"][0]
+    assert (first["outcome"], first["accuracy"], first["latency_ms"], first["speedup"]) == ("failed", None, 3.0, 4 / 3)
+    assert first["failure"] == {
+        "kind": "diverged",
+        "step": "training",
+        "message": "diverged: the loss is nan by step 7 (epoch 1, seed 0)",
+        "attempts": 1,
+        "failed_at": "2026-01-02T03:04:05+00:00",
+    }
+    assert names(document("--max-latency", "5")["diverged"]) == ["Swin-Free-T"]
+    shown = json.loads(CliRunner().invoke(app, ["studies", "show", "--json"]).stdout)["candidates"]
+    kinds = {row["name"]: row["failure"] and row["failure"]["kind"] for row in shown}
+    assert kinds == {"Swin-T": None, "Swin-S": "diverged", "Swin-Free-T": "diverged", "Swin-B": "timeout"}
+
+
+@pytest.mark.usefixtures("with_diverged")
+@pytest.mark.parametrize("output", ["table", "md"])
+def test_what_diverged_stands_below_the_front(output: str) -> None:
+    text = pareto("--format", output).stdout
+    front, _, below = text.partition("training diverged, cannot stand on the front")
+    assert "diverged" not in front
+    section = below.partition("known networks")[0]
+    rows = [line for line in section.splitlines() if re.search(r"[│|] diverged +[│|]", line)]
+    assert ["Swin-Free-T" in rows[0], "3.00" in rows[0], "Swin-S" in rows[1], "8.00" in rows[1]] == [True] * 4
+    assert len(rows) == 2
+    assert "Swin-Free-T: diverged: the loss is nan by step 7 (epoch 1, seed 0)\n" in section
+    assert "Swin-S: diverged: [so] it is\n" in section, "no markup"
+
+
+def test_nothing_is_said_of_divergence_where_there_was_none(studies: Store) -> None:
+    add(studies, "one", {BASE: (0.5, 4.0)})
+    for output in ("table", "md", "csv"):
+        assert "diverged" not in pareto("--format", output).stdout
+    assert document()["diverged"] == []
+
+
+@pytest.mark.usefixtures("with_diverged")
+def test_csv_holds_the_front_alone() -> None:
+    rows = list(csv.DictReader(io.StringIO(pareto("--format", "csv").stdout)))
+    assert [row["name"] for row in rows] == ["Swin-T"]
+
+
+@pytest.mark.usefixtures("with_diverged")
+def test_plot_marks_what_diverged_at_its_latency() -> None:
+    assert pareto("--plot", "front.html").exit_code == 0
+    page = Path("front.html").read_text()
+    assert '"name":"diverged"' in page
+    assert "Swin-Free-T: diverged: the loss is nan by step 7" in page
+    assert pareto("--plot", "front.png").exit_code == 0
+    with_them = Path("front.png").read_bytes()
+    assert pareto("--plot", "front.png", "--max-latency", "2").exit_code == 0, "an empty picture"
+    assert Path("front.png").read_bytes() != with_them
+
+
+@pytest.mark.parametrize(
+    ("candidate", "text"),
+    [
+        (
+            diverged(FREE, 3.0),
+            "diverged: the loss is nan by step 7 (epoch 1, seed 0); cannot stand on the front  3.00 ms",
+        ),
+        (
+            replace(diverged(FREE, 3.0, "loss is\n inf"), reused=2),
+            "diverged: loss is inf; cannot stand on the front  3.00 ms  (known)",
+        ),
+        (replace(diverged(FREE, 3.0, "x"), reused=1), "diverged: x; cannot stand on the front  3.00 ms"),
+        (
+            Candidate(FREE, "failed", failure=Failure(FREE.id, "latency:x", "build", "no")),
+            "failed: build",
+        ),
+    ],
+    ids=["new", "known", "of known latency", "no divergence"],
+)
+def test_progress_says_that_a_training_diverged_and_where(candidate: Candidate, text: str) -> None:
+    assert outcome_text(candidate) == text
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -150,6 +150,8 @@ def test_table_written_from_a_study_answers_a_search_alike(space: Space) -> None
     ("arguments", "message"),
     [
         (["--backend", "torch", "--data", "contours"], "--backend, --data cannot be given with it"),
+        (["--train-parallel", "2"], "--train-parallel cannot be given with it: nothing is measured or trained"),
+        (["--train-threads", "1"], "--train-threads cannot be given with it: nothing is measured or trained"),
         (["--seeds", "2"], "a table has one accuracy for each architecture; leave --seeds out"),
         (["--max-hours", "-1"], "max_hours: -1.0 is not a number above 0"),
         (["--sampler", "best"], "sampler: 'best' is not known; allowed: tpe, nsgaii, nsgaiii, gp, qmc, random, brute"),

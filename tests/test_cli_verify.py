@@ -160,7 +160,7 @@ def test_verify_tells_every_result_and_then_what_changed(kept: Store, space: Spa
     assert [line.split(" ")[0] for line in lines] == [f"[{number}/6]" for number in range(1, 7)]
     assert sum(" ms" in line for line in lines) == 2
     assert sum(line.endswith(("from seed 0", "from seed 1")) for line in lines) == 4
-    assert "verified: 2 x 2 epochs against 1" in result.stdout
+    assert "verified: 2 x 2 epochs against 1, test part" in result.stdout
     assert result.stdout.count("+20.0%") == 2
     assert result.stdout.count("±") == 2
     assert "most accurate: " in result.stdout
@@ -173,10 +173,12 @@ def test_verify_tells_every_result_and_then_what_changed(kept: Store, space: Spa
 def test_verify_document_holds_both_orders(kept: Store, space: Space, bench: Bench, plan: Plan) -> None:
     content = document("verify", "--seeds", "2", "--epochs", "3")
     assert set(content) == {
-        "study", "target", "recipe", "epochs", "study_epochs", "seeds", "tau_b", "left_front", "failed", "summary",
-        "candidates",
+        "study", "target", "recipe", "epochs", "study_epochs", "part", "seeds", "tau_b", "left_front", "failed",
+        "summary", "candidates",
     }  # fmt: skip
     assert (content["study"], content["epochs"], content["study_epochs"], content["seeds"]) == ("small", 3, 1, [0, 1])
+    assert content["part"] == "test"
+    assert "verified accuracies are of the test part of the data" in content["summary"][-1]
     assert content["recipe"] == RECIPE.model_copy(update={"epochs": 3}).id
     slow, fast = sorted(space.archs(), key=lambda arch: -sum(arch.windows))
     rows = content["candidates"]

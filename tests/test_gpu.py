@@ -468,6 +468,121 @@ def test_training_on_the_gpu_learns_and_repeats_itself(tmp_path: Path) -> None:
     assert abs(outcomes[0].accuracy - outcomes[1].accuracy) < 0.05
 
 
+#: Trainings of a few seconds, LayerNorm and BatchNorm.
+SMALL_NETWORKS = ("Swin-E16x2.2.2.2-W2.4.4.2-R32-P2-C1-N16", "Swin-E16x2.2.2.2-W2.4.4.2-R32-P2-C1-N16-BR")
+
+
+def small_training(
+    name: str,
+    root: Path,
+    *,
+    images_on: str = "cuda",
+    checkpoint: Path | None = None,
+    until: int | None = None,
+    **options: Any,
+) -> tuple[torch.nn.Module, list[float], float]:
+    """A training's module, losses and accuracy: 30 steps an epoch, so that graphs are recorded and replayed."""
+    from explorer.training.data import describe, load
+    from explorer.training.recipe import Recipe
+    from explorer.training.step import Acceleration
+    from explorer.training.trainer import Checkpoint, train
+
+    fields = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "drop_path": 0.2, "flip": True, "train_images": 1_920}
+    recipe = Recipe(**fields | {name: value for name, value in options.items() if name in Recipe.model_fields})
+    given = {name: value for name, value in options.items() if name not in Recipe.model_fields}
+    acceleration = Acceleration(**given)
+    split = load(describe("contours", root), image_size=32, channels=1, device=torch.device(images_on)).for_search(
+        recipe.train_images, 512
+    )
+    module = model.build(parse_name(name), seed=0, drop_path=recipe.drop_path)
+    kept = None if checkpoint is None else Checkpoint(checkpoint, "key")
+    outcome = train(
+        module,
+        recipe,
+        split,
+        seed=0,
+        device=torch.device("cuda"),
+        checkpoint=kept,
+        until=until,
+        acceleration=acceleration,
+    )
+    return module, [epoch.loss for epoch in outcome.curve], outcome.accuracy
+
+
+@pytest.mark.parametrize("precision", ["mixed", "fp32"])
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_training_by_a_graph_is_the_training_without_one(name: str, precision: str, tmp_path: Path) -> None:
+    """Stochastic depth included: the graph draws the same random numbers."""
+    _, with_graph, accuracy = small_training(name, tmp_path, precision=precision, graphs=True)
+    _, without, expected = small_training(name, tmp_path, precision=precision, graphs=False)
+    assert with_graph == pytest.approx(without, rel=1e-2)
+    assert accuracy == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_compiled_training_on_the_gpu_is_the_training_as_it_is(name: str, tmp_path: Path) -> None:
+    _, compiled, _ = small_training(name, tmp_path, precision="fp32", compiled=True)
+    _, plain, _ = small_training(name, tmp_path, precision="fp32")
+    assert compiled == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"ema": 0.95, "precise_bn": 512, "eval_every": 2},
+        {"mixup": 0.8, "cutmix": 1.0, "color": 0.4, "random_erasing": 0.25, "scale": 0.5},
+        {"accumulate": 2},
+        {"precision": "fp16"},
+    ],
+    ids=["plain", "averaged", "augmented", "accumulated", "fp16"],
+)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_training_on_the_gpu_goes_on_where_it_stopped(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    _, undisturbed, accuracy = small_training(name, tmp_path, **fields)
+    kept = tmp_path / "checkpoint.pt"
+    small_training(name, tmp_path, checkpoint=kept, until=1, **fields)
+    _, resumed, resumed_accuracy = small_training(name, tmp_path, checkpoint=kept, **fields)
+    assert resumed == pytest.approx(undisturbed, rel=1e-2)
+    assert resumed_accuracy == pytest.approx(accuracy, abs=0.05)
+    assert undisturbed[-1] < undisturbed[0]
+
+
+def test_images_that_lie_on_the_cpu_train_as_those_on_the_gpu(tmp_path: Path) -> None:
+    _, here, _ = small_training(SMALL_NETWORKS[0], tmp_path, images_on="cuda")
+    _, brought, _ = small_training(SMALL_NETWORKS[0], tmp_path, images_on="cpu")
+    assert brought == pytest.approx(here, rel=1e-2)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_step_does_not_wait_for_the_gpu(graphs: bool) -> None:
+    from explorer.training.recipe import Recipe
+    from explorer.training.step import Acceleration, Part, Step
+
+    device = torch.device("cuda")
+    module = model.build(parse_name(SMALL_NETWORKS[1]), drop_path=0.2).to(device)
+    step = Step(module, Recipe(epochs=1), device, Acceleration(graphs=graphs))
+    part = Part(torch.randn(64, 1, 32, 32, device=device), torch.arange(64, device=device) % 16, None)
+    for _ in range(5):  # warmed up and, where it is, recorded
+        step([part], 1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            loss, norm = step([part], 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.is_recordable == graphs, "it was not recorded"
+    assert norm is not None
+    assert torch.isfinite(loss + norm)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_divergence_on_the_gpu_is_told_with_its_first_step(graphs: bool, tmp_path: Path) -> None:
+    with pytest.raises(TrialError, match=r"^diverged: the loss is \S+ at step 2 \(epoch 1, seed 0\)") as caught:
+        small_training(SMALL_NETWORKS[0], tmp_path, lr=1e30, warmup=0.0, graphs=graphs)
+    assert caught.value.kind == "diverged"
+
+
 def test_search_runs_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["search", "--space", "demo.yaml", "--recipe", "quick", "--trials", "3", "--json"])

@@ -27,6 +27,15 @@ OTHERS: dict[str, Any] = {
     "grad_clip": 1.0,
     "flip": True,
     "crop_padding": 0.25,
+    "betas": (0.9, 0.98),
+    "scale": 0.5,
+    "color": 0.3,
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "eval_every": 2,
+    "ema": 0.99,
+    "precise_bn": 256,
     "train_images": 100,
     "eval_images": 50,
     "precision": "fp32",
@@ -57,6 +66,18 @@ def test_built_in_recipes_have_ids_of_their_own() -> None:
 @pytest.mark.parametrize("field", Recipe.model_fields)
 def test_id_depends_on_every_field(field: str) -> None:
     assert Recipe(**{"epochs": 3, field: OTHERS[field]}).id != Recipe(epochs=3).id
+
+
+@pytest.mark.parametrize(
+    ("fields", "recipe_id"),
+    [
+        ({"epochs": 3}, "r1-543da7abb83f"),
+        ({"epochs": 8, "lr": 3e-3, "warmup": 0.15, "train_images": 8_000, "eval_images": 2_000}, "r1-25b7d6d0508e"),
+    ],
+)
+def test_id_of_a_recipe_stays_when_fields_are_added(fields: dict[str, Any], recipe_id: str) -> None:
+    """Stored scores are found by it."""
+    assert Recipe(**fields).id == recipe_id
 
 
 def test_id_is_the_same_however_a_default_is_given() -> None:
@@ -111,7 +132,17 @@ def test_recipe_file_is_read_with_defaults_for_what_it_leaves_out(file: Path) ->
         ("epochs: 3\nlr: .nan", ["lr", "nan"]),
         ("epochs: 3\nwarmup: 1.0", ["warmup", "1.0", "less than 1"]),
         ("epochs: 3\nflip: 1", ["flip", "1", "boolean"]),
-        ("epochs: 3\nprecision: fp8", ["precision", "'fp8'", "'mixed' or 'fp32'"]),
+        ("epochs: 3\nprecision: fp8", ["precision", "'fp8'", "'mixed', 'fp16' or 'fp32'"]),
+        ("epochs: 3\nema: 1.0", ["ema", "1.0", "less than 1"]),
+        ("epochs: 3\nema: 0.0", ["ema", "0.0", "greater than 0"]),
+        ("epochs: 3\neval_every: 0", ["eval_every", "0", "greater than 0"]),
+        ("epochs: 3\nbetas: 0.9", ["betas", "0.9", "tuple"]),
+        ("epochs: 3\nbetas: [0.9]", ["betas[1]", "is missing"]),
+        ("epochs: 3\nbetas: [0.9, 1.0]", ["betas[1]", "1.0", "less than 1"]),
+        ("epochs: 3\nbetas: [0.9, '0.9']", ["betas[1]", "'0.9'", "number"]),
+        ("epochs: 3\nscale: 0.0", ["scale", "0.0", "greater than 0"]),
+        ("epochs: 3\nrandom_erasing: 1.5", ["random_erasing", "1.5", "less than or equal to 1"]),
+        ("epochs: 3\nmixup: -0.1", ["mixup", "-0.1", "greater than or equal to 0"]),
         ("epochs: 3\nlearning_rate: 0.1", ["learning_rate", "unknown key", *Recipe.model_fields]),
         ("epochs: 3\nepochs: 4", ["'epochs' is given twice", "line 2"]),
         ("epochs: [", ["not a valid YAML document"]),
@@ -126,6 +157,11 @@ def test_problem_in_a_recipe_file_is_told_with_file_field_and_value(text: str, t
     assert str(caught.value).startswith(f"{file}: ")
     for words in told:
         assert words in str(caught.value)
+
+
+def test_pair_in_a_recipe_file_is_a_list(file: Path) -> None:
+    file.write_text("epochs: 3\nbetas: [0.9, 0.95]\n", encoding="utf-8")
+    assert load_recipe(str(file)).betas == (0.9, 0.95)
 
 
 def test_every_problem_of_a_recipe_file_is_told_at_once(file: Path) -> None:
@@ -178,6 +214,12 @@ def test_run_file_reads_back_as_it_was_written(name: str, file: Path) -> None:
 def test_recipe_keeps_its_id_in_a_run_file(recipe: str, file: Path) -> None:
     write_run(run_of(parse_name("Swin-T")).model_copy(update={"recipe": RECIPES[recipe]}), file)
     assert load_run(file).recipe.id == RECIPES[recipe].id
+
+
+def test_recipe_with_every_field_set_reads_back_from_a_run_file(file: Path) -> None:
+    recipe = Recipe(**OTHERS)
+    write_run(run_of(parse_name("Swin-T")).model_copy(update={"recipe": recipe}), file)
+    assert load_run(file).recipe == recipe
 
 
 def test_run_file_says_how_to_use_it(file: Path) -> None:
@@ -282,6 +324,7 @@ def test_window_of_a_run_file_that_does_not_divide_its_grid_is_read(file: Path) 
     [
         ("accumulate: 3", "accumulate: 3 does not divide batch_size 128"),
         ("min_lr: 1.0", "min_lr: 1.0 is more than lr 0.001"),
+        ("precise_bn: 1", "precise_bn: 1 image has no spread; use 0"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(line: str, message: str, file: Path) -> None:

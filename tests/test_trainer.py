@@ -13,23 +13,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from explorer import model
 from explorer.arch import Arch, parse_name
 from explorer.errors import RecipeError, TrainError
 from explorer.records import Epoch
+from explorer.training import trainer
 from explorer.training.data import Split
 from explorer.training.recipe import Recipe
-from explorer.training.trainer import (
-    Checkpoint,
-    Outcome,
-    _parameter_groups,
-    augment,
-    learning_rate,
-    read_checkpoint,
-    train,
-)
+from explorer.training.step import Acceleration, parameter_groups
+from explorer.training.trainer import Checkpoint, Outcome, learning_rate, read_checkpoint, train
 
 CPU = torch.device("cpu")
 #: Random crops, flips and stochastic depth: everything that draws.
@@ -71,6 +65,11 @@ def train_swin(
 
 def losses(outcome: Outcome) -> list[float]:
     return [epoch.loss for epoch in outcome.curve]
+
+
+def assert_same_training(left: Outcome, right: Outcome) -> None:
+    assert losses(left) == losses(right)
+    assert [epoch.accuracy for epoch in left.curve] == [epoch.accuracy for epoch in right.curve]
 
 
 def assert_same_weights(left: nn.Module, right: nn.Module) -> None:
@@ -175,26 +174,196 @@ def test_accuracy_is_the_share_of_correct_evaluation_images(split: Split) -> Non
 # -- resumed ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["arch", "arch-br"])
-@pytest.mark.parametrize("stop_after", [1, 3])
+#: What a training can do beside RECIPE; each must be the same again, and after an interrupt.
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulate": {"accumulate": 2},
+    "eval_every": {"eval_every": 3},
+    "ema": {"ema": 0.9},
+    "precise_bn": {"precise_bn": 40},
+    "mixup": {"mixup": 0.8},
+    "cutmix": {"cutmix": 1.0},
+    "color": {"color": 0.4},
+    "random_erasing": {"random_erasing": 0.5},
+    "scale": {"scale": 0.3},
+    "betas": {"betas": (0.8, 0.95)},
+    "all": {
+        "accumulate": 2,
+        "eval_every": 3,
+        "ema": 0.9,
+        "precise_bn": 40,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "color": 0.4,
+        "random_erasing": 0.5,
+        "scale": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("br", [False, True], ids=["LayerNorm", "BatchNorm"])
+@pytest.mark.parametrize("feature", FEATURES)
 def test_training_resumed_after_an_interrupt_equals_the_undisturbed_one(
-    name: str, stop_after: int, arch: Arch, split: Split, tmp_path: Path
+    feature: str, br: bool, arch: Arch, split: Split, tmp_path: Path
 ) -> None:
+    arch, recipe = replace(arch, br=br), RECIPE.model_copy(update=FEATURES[feature])
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+
     def interrupt(epoch: Epoch) -> None:
-        if epoch.epoch == stop_after:
+        if epoch.epoch == 2:
             raise KeyboardInterrupt
 
-    arch = replace(arch, br=name == "arch-br")
-    undisturbed_module, undisturbed = train_swin(arch, split)
+    undisturbed_module, undisturbed = train_swin(arch, split, recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train_swin(arch, split, recipe, checkpoint=checkpoint, on_epoch=interrupt)
+    told: list[Epoch] = []
+    module, resumed = train_swin(arch, split, recipe, checkpoint=checkpoint, on_epoch=told.append)
+    assert [epoch.epoch for epoch in told] == [3, 4]
+    assert_same_training(resumed, undisturbed)
+    assert_same_weights(module, undisturbed_module)
+
+
+@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in ("plain", "eval_every")])
+def test_every_feature_of_a_recipe_changes_the_training(feature: str, arch: Arch, split: Split) -> None:
+    arch = replace(arch, br=True)
+    plain, other = train_swin(arch, split), train_swin(arch, split, RECIPE.model_copy(update=FEATURES[feature]))
+    values = dict(other[0].state_dict())
+    assert any(not torch.equal(value, values[name]) for name, value in plain[0].state_dict().items())
+
+
+# -- what is evaluated, and when --------------------------------------------------------------------------------------
+
+
+def test_every_nth_epoch_and_the_last_are_evaluated(arch: Arch, split: Split) -> None:
+    outcome = train_swin(arch, split, RECIPE.model_copy(update={"epochs": 5, "eval_every": 2}))[1]
+    assert [epoch.accuracy is not None for epoch in outcome.curve] == [False, True, False, True, True]
+    assert outcome.accuracy == outcome.curve[-1].accuracy
+
+
+def test_training_does_not_depend_on_when_it_is_evaluated(arch: Arch, split: Split) -> None:
+    arch = replace(arch, br=True)
+    recipe = RECIPE.model_copy(update={"ema": 0.9, "precise_bn": 40})
+    often = train_swin(arch, split, recipe)
+    once = train_swin(arch, split, recipe.model_copy(update={"eval_every": 10}))
+    assert losses(often[1]) == losses(once[1])
+    assert often[1].accuracy == once[1].accuracy
+    assert_same_weights(often[0], once[0])
+
+
+def test_epoch_that_a_training_stops_at_is_evaluated_and_it_goes_on_from_there(
+    arch: Arch, split: Split, tmp_path: Path
+) -> None:
+    recipe = RECIPE.model_copy(update={"eval_every": 4, "ema": 0.9})
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    module, whole = train_swin(arch, split, recipe)
+    rung = train_swin(arch, split, recipe, checkpoint=checkpoint, until=2)[1]
+    assert [epoch.accuracy is not None for epoch in rung.curve] == [False, True]
+    climbed_module, climbed = train_swin(arch, split, recipe, checkpoint=checkpoint)
+    assert climbed.curve[1] == rung.curve[1]
+    assert (losses(climbed), climbed.accuracy) == (losses(whole), whole.accuracy)
+    assert_same_weights(climbed_module, module)
+
+
+@pytest.mark.parametrize("kept_at", [2, 3], ids=["at-it", "beyond-it"])
+def test_epoch_that_was_passed_without_an_evaluation_is_evaluated_when_it_is_asked_for(
+    kept_at: int, arch: Arch, split: Split, tmp_path: Path
+) -> None:
+    def interrupt(epoch: Epoch) -> None:
+        if epoch.epoch == kept_at:
+            raise KeyboardInterrupt
+
+    arch = replace(arch, br=True)
+    recipe = RECIPE.model_copy(update={"eval_every": 4, "ema": 0.9, "precise_bn": 40})
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
     with pytest.raises(KeyboardInterrupt):
-        train_swin(arch, split, checkpoint=checkpoint, on_epoch=interrupt)
-    told: list[Epoch] = []
-    module, resumed = train_swin(arch, split, checkpoint=checkpoint, on_epoch=told.append)
-    assert [epoch.epoch for epoch in told] == list(range(stop_after + 1, 5))
-    assert losses(resumed) == losses(undisturbed)
-    assert [epoch.accuracy for epoch in resumed.curve] == [epoch.accuracy for epoch in undisturbed.curve]
-    assert_same_weights(module, undisturbed_module)
+        train_swin(arch, split, recipe, checkpoint=checkpoint, on_epoch=interrupt)
+    module, found = train_swin(arch, split, recipe, checkpoint=checkpoint, until=2)
+    expected_module, expected = train_swin(arch, split, recipe, until=2)
+    assert (losses(found), found.accuracy) == (losses(expected), expected.accuracy)
+    assert_same_weights(module, expected_module)
+
+
+def weights_after_steps(arch: Arch, split: Split, recipe: Recipe) -> list[dict[str, Tensor]]:
+    """The floating-point state before the first and after every step of a training."""
+    module = model.build(arch, seed=0, drop_path=recipe.drop_path)
+    seen: list[dict[str, Tensor]] = []
+
+    def look(*_: object) -> None:
+        seen.append({name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()})
+
+    look()
+    hook = register_optimizer_step_post_hook(look)
+    try:
+        train(module, recipe, split, seed=0, device=CPU)
+    finally:
+        hook.remove()
+    return seen
+
+
+def test_averaged_weights_are_the_exponential_average_with_its_warm_up(arch: Arch, split: Split) -> None:
+    arch = replace(arch, br=True)
+    average, *after_steps = weights_after_steps(arch, split, RECIPE)
+    for num_steps, weights in enumerate(after_steps, 1):
+        decay = min(0.7, (1 + num_steps) / (10 + num_steps))
+        average = {name: decay * value + (1 - decay) * weights[name] for name, value in average.items()}
+    module = train_swin(arch, split, RECIPE.model_copy(update={"ema": 0.7}))[0]
+    for name, value in average.items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_precise_statistics_are_those_of_the_training_images_as_they_are(arch: Arch, split: Split) -> None:
+    arch = replace(arch, br=True)
+    module = train_swin(arch, split, RECIPE.model_copy(update={"precise_bn": 64}))[0]
+    images = split.train_images.float()
+    with torch.no_grad():
+        tokens = module.get_submodule("patch_embed.proj")((images - images.mean()) / images.std()).transpose(0, 1)
+    norm = module.get_submodule("patch_embed.norm")
+    torch.testing.assert_close(norm.running_mean, tokens.flatten(1).mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, tokens.flatten(1).var(1), rtol=1e-4, atol=1e-5)
+
+
+def test_precise_statistics_change_neither_momentum_nor_training(arch: Arch, split: Split) -> None:
+    arch = replace(arch, br=True)
+    plain, plain_outcome = train_swin(arch, split)
+    precise, precise_outcome = train_swin(arch, split, RECIPE.model_copy(update={"precise_bn": 64}))
+    assert losses(precise_outcome) == losses(plain_outcome)
+    for (name, one), other in zip(plain.named_parameters(), precise.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert precise.get_submodule("norm").momentum == plain.get_submodule("norm").momentum
+
+
+def test_precise_statistics_of_a_network_without_batch_norm_change_nothing(arch: Arch, split: Split) -> None:
+    plain, precise = train_swin(arch, split), train_swin(arch, split, RECIPE.model_copy(update={"precise_bn": 64}))
+    assert_same_training(plain[1], precise[1])
+    assert_same_weights(plain[0], precise[0])
+
+
+def test_checkpoint_holds_the_weights_that_were_evaluated(arch: Arch, split: Split, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    recipe = RECIPE.model_copy(update={"ema": 0.9, "precise_bn": 40})
+    module = train_swin(replace(arch, br=True), split, recipe, checkpoint=checkpoint)[0]
+    kept = read_checkpoint(checkpoint.path)
+    for name, value in module.state_dict().items():
+        assert torch.equal(kept["module"][name], value), name
+    assert not torch.equal(kept["trained"]["head.weight"], kept["module"]["head.weight"])
+
+
+def test_precision_of_a_gpu_is_fp32_on_a_cpu(arch: Arch, split: Split) -> None:
+    outcomes = [
+        train_swin(arch, split, RECIPE.model_copy(update={"precision": precision}))[1]
+        for precision in ("fp32", "mixed", "fp16")
+    ]
+    assert_same_training(outcomes[0], outcomes[1])
+    assert_same_training(outcomes[0], outcomes[2])
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_up_to_rounding(arch: Arch, split: Split) -> None:
+    """Stochastic depth included: it draws the same random numbers."""
+    recipe = RECIPE.model_copy(update={"epochs": 2})
+    plain = train_swin(arch, split, recipe)[1]
+    compiled = train_swin(arch, split, recipe, acceleration=Acceleration(compiled=True))[1]
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
 
 
 def test_finished_training_is_not_trained_again(arch: Arch, split: Split, tmp_path: Path) -> None:
@@ -356,7 +525,7 @@ def test_gradient_is_clipped_to_the_recipes_norm(arch: Arch, split: Split) -> No
 @pytest.mark.parametrize("br", [False, True])
 def test_norms_biases_and_bias_tables_are_not_decayed(br: bool, arch: Arch) -> None:
     module = model.build(replace(arch, br=br))
-    decayed, others = _parameter_groups(module, 0.05)
+    decayed, others = parameter_groups(module, 0.05)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert len(decayed["params"]) + len(others["params"]) == len(names)
@@ -367,13 +536,42 @@ def test_norms_biases_and_bias_tables_are_not_decayed(br: bool, arch: Arch) -> N
     assert {"head.weight", "patch_embed.proj.weight"} <= decayed_names
 
 
-@pytest.mark.parametrize(("lr", "seed"), [(1e30, 0), (1e30, 5)])
-def test_loss_that_is_not_finite_ends_the_training_with_its_step(
-    lr: float, seed: int, arch: Arch, split: Split
+@pytest.mark.parametrize("looks_every", [1, 3, 20])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_loss_that_is_not_finite_ends_the_training_with_its_first_such_step(
+    seed: int, looks_every: int, arch: Arch, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(TrainError, match=rf"^diverged: the loss is nan by step 4 \(epoch 1, seed {seed}\)") as caught:
-        train_swin(arch, split, Recipe(epochs=2, batch_size=16, lr=lr, warmup=0.0), seed=seed)
+    monkeypatch.setattr(trainer, "CHECK_EVERY_STEPS", {"cpu": looks_every})  # as rarely as on a GPU
+    with pytest.raises(TrainError, match=rf"^diverged: the loss is nan at step 2 \(epoch 1, seed {seed}\)$") as caught:
+        train_swin(arch, split, Recipe(epochs=2, batch_size=16, lr=1e30, warmup=0.0), seed=seed)
     assert caught.value.kind == "diverged"
+
+
+def test_step_of_a_divergence_counts_from_the_start_of_the_training(arch: Arch, split: Split) -> None:
+    class FailsAt(nn.Module):
+        """Its loss is infinite from the given step on."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.linear, self.step, self.done = nn.Linear(256, 4), step, 0
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.done += self.training
+            return self.linear(image.flatten(1)) * (torch.inf if self.done >= self.step else 1.0)
+
+    with pytest.raises(TrainError, match=r"at step 7 \(epoch 2, seed 0\)"):
+        train(FailsAt(7), Recipe(epochs=3, batch_size=16), split, seed=0, device=CPU)
+
+
+def test_gradient_that_is_not_finite_ends_the_training_although_the_loss_is(split: Split) -> None:
+    class Cusp(nn.Linear):
+        """The square root of 0 has no slope."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image.flatten(1)) + (self.bias - self.bias.detach()).sqrt()
+
+    with pytest.raises(TrainError, match=r"^diverged: the gradient's norm is (inf|nan) at step 1 \(epoch 1, seed 0\)$"):
+        train(Cusp(256, 4), Recipe(epochs=1, batch_size=16), split, seed=0, device=CPU)
 
 
 def test_diverged_training_leaves_no_checkpoint_of_its_epoch(arch: Arch, split: Split, tmp_path: Path) -> None:
@@ -401,70 +599,3 @@ def test_batch_larger_than_the_data_is_refused_with_both_numbers(arch: Arch, spl
 def test_training_without_evaluation_images_is_refused(arch: Arch, split: Split) -> None:
     with pytest.raises(RecipeError):
         train_swin(arch, replace(split, eval_images=split.eval_images[:0], eval_labels=split.eval_labels[:0]))
-
-
-# -- augmentation -----------------------------------------------------------------------------------------------------
-
-
-def columns(num_images: int, side: int = 16) -> Tensor:
-    """Images whose pixel values count the columns from 1."""
-    return torch.arange(1, side + 1, dtype=torch.uint8).expand(num_images, 1, side, side).contiguous()
-
-
-def augmented(images: Tensor, *, seed: int = 0, **fields: Any) -> Tensor:
-    return augment(images, Recipe(epochs=1, **fields), torch.Generator().manual_seed(seed))
-
-
-def test_crop_moves_an_image_by_at_most_the_padding_and_repeats_its_edge() -> None:
-    images = columns(200)
-    moved = augmented(images, crop_padding=0.125)  # 2 pixels
-    allowed = {
-        offset: (torch.arange(1, 17) + offset).clamp(1, 16).to(torch.uint8).expand(16, 16) for offset in range(-2, 3)
-    }
-    seen = {offset for image in moved for offset, expected in allowed.items() if torch.equal(image[0], expected)}
-    assert all(any(torch.equal(image[0], expected) for expected in allowed.values()) for image in moved)
-    assert seen == set(allowed)
-
-
-def test_crop_moves_rows_as_it_moves_columns() -> None:
-    images = columns(200).transpose(2, 3).contiguous()
-    first_rows = augmented(images, crop_padding=0.125)[:, 0, 0, 0]
-    assert set(first_rows.tolist()) == {1, 2, 3}
-    last_rows = augmented(images, crop_padding=0.125)[:, 0, -1, 0]
-    assert set(last_rows.tolist()) == {14, 15, 16}
-
-
-def test_every_channel_of_an_image_moves_alike() -> None:
-    images = torch.cat([columns(50), columns(50) + 100, columns(50) + 200], 1)
-    moved = augmented(images, crop_padding=0.125, flip=True)
-    assert moved.shape == images.shape
-    assert torch.equal(moved[:, 0] + 100, moved[:, 1])
-    assert torch.equal(moved[:, 0] + 200, moved[:, 2])
-
-
-def test_no_image_is_flipped_unless_the_recipe_says_so() -> None:
-    images = columns(100)
-    assert torch.equal(augmented(images, crop_padding=0.0), images)
-
-
-def test_about_half_of_the_images_are_flipped_where_the_recipe_says_so() -> None:
-    images = columns(400)
-    flipped = augmented(images, crop_padding=0.0, flip=True)
-    is_flipped = (flipped == images.flip(-1)).flatten(1).all(1)
-    assert (is_flipped | (flipped == images).flatten(1).all(1)).all()
-    assert 140 < int(is_flipped.sum()) < 260
-
-
-def test_same_generator_state_gives_the_same_images() -> None:
-    images = columns(50)
-    options = {"crop_padding": 0.125, "flip": True}
-    assert torch.equal(augmented(images, seed=1, **options), augmented(images, seed=1, **options))
-    assert not torch.equal(augmented(images, seed=1, **options), augmented(images, seed=2, **options))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_augmentation_keeps_type_and_input(dtype: torch.dtype) -> None:
-    images = columns(10).to(dtype)
-    before = images.clone()
-    assert augmented(images, crop_padding=0.125, flip=True).dtype == dtype
-    assert torch.equal(images, before)

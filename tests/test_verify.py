@@ -195,11 +195,13 @@ def test_member_that_is_beaten_leaves_and_names_the_best_that_beats_it(three: li
 def test_sentences_name_who_left_and_who_leads_now(three: list[Found], plan: Plan) -> None:
     fast, middle, slow = (one.arch.name for one in three)
     three[0] = replace(three[0], accuracies=(0.9,))
-    verified = Verified(NAME, plan.target, "r1-x", 1, 2, (0,), compare(three))
+    verified = Verified(NAME, plan.target, "r1-x", 1, 2, (0,), compare(three), "test")
+    part = "verified accuracies are of the test part of the data, the study's of the held-out part"
     assert verified.sentences() == [
         f"2 of 3 left the front: {middle}, {slow} (beaten by {fast})",
         f"most accurate: {fast}, rank 3 in the study",
         "order of the accuracies, study against verified: Kendall tau-b -0.33",
+        part,
     ]
     assert replace(verified, candidates=compare(three[1:])).sentences()[:2] == [
         "all 2 stay on the front",
@@ -213,7 +215,7 @@ def test_sentences_name_who_left_and_who_leads_now(three: list[Found], plan: Pla
         f"1 of 3 left the front: {middle} (beaten by {fast})",
         f"1 of 3 could not be verified: {slow}",
     ]
-    assert replace(verified, candidates=compare(three[:1])).sentences() == ["the only member stays on the front"]
+    assert replace(verified, candidates=compare(three[:1])).sentences() == ["the only member stays on the front", part]
 
 
 def test_latency_alone_may_take_a_member_from_the_front(three: list[Found]) -> None:
@@ -324,10 +326,29 @@ def test_longer_training_is_a_schedule_of_its_own(plan: Plan) -> None:
     assert longer(plan, recipe=RECIPES["quick"], epochs=4).recipe == RECIPES["quick"].model_copy(update={"epochs": 4})
     assert longer(plan).recipe.id != plan.recipe.id
     limited = longer(replace(plan, max_latency_ms=1.0, rungs=(1,)))
-    assert (limited.max_latency_ms, limited.rungs) == (None, ())
+    assert (limited.max_latency_ms, limited.rungs, limited.part) == (None, (), "test")
+
+
+def test_score_on_the_test_part_is_another_fact(plan: Plan, space: Space) -> None:
+    tested = replace(plan, part="test")
+    key = tested.score_key(space.base)
+    assert key == replace(plan.score_key(space.base), data_id=f"{plan.data.id}-test")
+    assert tested.identity() == plan.identity()
 
 
 # -- doing it ---------------------------------------------------------------------------------------------------------
+
+
+def test_search_trains_where_no_test_image_is_left_and_verify_says_what_is_missing(
+    record: StudyRecord, space: Space, plan: Plan, evaluator: Evaluator, store: Store, images: Path, tmp_path: Path
+) -> None:
+    (images / IDX_FILES[2]).unlink()
+    searching = replace(plan, seed=99)
+    with Evaluator(searching, OnBench(searching, Bench(), tmp_path / "cache")) as search:
+        search.prepare(space.base)
+        assert search.evaluate(space.base, store).outcome == "complete"
+    with pytest.raises(DataError, match=IDX_FILES[2]):
+        verify(record, evaluator, store)
 
 
 def test_front_is_trained_longer_from_several_seeds_and_measured_again(
@@ -342,6 +363,8 @@ def test_front_is_trained_longer_from_several_seeds_and_measured_again(
         keys = [evaluator.plan.score_key(one.found.arch, seed=seed) for seed in (3, 4, 5)]
         scores = [store.score(key) for key in keys]
         assert one.found.accuracies == tuple(score.accuracy for score in scores if score), "trainings are facts"
+        assert {key.data_id for key in keys} == {f"{record.data_id}-test"}
+        assert all(8 * accuracy == int(8 * accuracy) for accuracy in one.found.accuracies), "there are 8 test images"
         assert one.latency_change == pytest.approx(0.1)
         assert not one.found.problem
     assert [one.found.arch.id for one in verified.candidates] == bench.measured, "each once, by rising latency"

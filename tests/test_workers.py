@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -70,6 +71,7 @@ class FakeEvaluator:
         on_detail: Callable[[str], None],
         epochs: int | None,
         seeds: tuple[int, ...],
+        measures: bool,
     ) -> Candidate:
         self.num_jobs += 1
         act = ACTS[seeds[0]] if seeds else "nothing"
@@ -102,6 +104,9 @@ class FakeEvaluator:
             case "train":
                 with environment.shared("cpu"):
                     pass
+            case "train a while":
+                with environment.shared("cpu"):
+                    time.sleep(0.3)
             case "die":
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 print("last words", file=sys.stderr, flush=True)
@@ -121,7 +126,7 @@ class FakeEvaluator:
 
 ACTS = (
     "nothing", "tell", "log", "use the store", "tell what is imported", "meet", "user error", "parity error", "bug",
-    "ask for memory", "train", "die", "hang",
+    "ask for memory", "train", "train a while", "die", "hang",
 )  # fmt: skip
 
 
@@ -272,6 +277,12 @@ def test_as_many_jobs_as_there_are_devices_run_at_once(start: Callable[..., Work
     assert len({candidate(one).reused for one in ended}) == 2
 
 
+def test_more_places_than_jobs_start_no_more_processes(start: Callable[..., Workers]) -> None:
+    workers = start(8)
+    done(workers, *(job("meet", arch, epochs=2) for arch in ARCHS[:2]))
+    assert len(workers.pids) == 2
+
+
 def test_facts_of_all_workers_come_to_one_store(start: Callable[..., Workers], store: Store) -> None:
     ended = done(start(2, make=make_of_table), *(Job(arch, 1, (0, 1)) for arch in ARCHS))
     found = {one.job.arch.id: candidate(one) for one in ended}
@@ -323,6 +334,35 @@ def test_measurement_keeps_a_worker_from_starting_and_from_training(
         assert ended is not None
         assert candidate(ended).arch == ARCHS[0]
     assert not caplog.records
+
+
+def test_measurement_waits_for_trainings_under_way_and_comes_before_the_next(start: Callable[..., Workers]) -> None:
+    """Trainings that follow one another on two places of a device, without end: a measurement gets in all the same."""
+    workers = start(2)
+    measured = threading.Event()
+
+    def measure() -> None:
+        with environment.exclusive("cpu"):
+            measured.set()
+
+    for arch in ARCHS[:2]:
+        workers.submit(job("train a while", arch))
+    one_more = threading.Thread(target=measure)
+    num_trained = 0
+    try:
+        while not measured.is_set():
+            ended = workers.wait(ignore)
+            assert ended is not None
+            assert candidate(ended).outcome == "complete"
+            num_trained += 1
+            assert num_trained < 100, "starved"
+            if num_trained == 2:  # both are up: from now on they do nothing but train
+                one_more.start()
+            workers.submit(job("train a while", ended.job.arch))
+    finally:
+        workers.close()
+        if num_trained >= 2:
+            one_more.join()
 
 
 # -- errors and crashes -----------------------------------------------------------------------------------------------
@@ -493,6 +533,25 @@ def test_workers_share_the_processors(threads: int, workers: int, share: int, mo
     assert devices(workers, "cpu") == (Device("cpu", "cpu", share),) * workers
 
 
+@pytest.mark.parametrize(("threads", "at_once", "share"), [(16, 1, 8), (16, 3, 2), (2, 4, 1)])
+def test_runners_on_one_device_share_the_processors_with_all_others(
+    threads: int, at_once: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_threads", lambda: threads)
+    assert devices(2, "cpu", at_once) == (Device("cpu", "cpu", share),) * (2 * at_once)
+
+
+def test_each_gpu_gets_so_many_runners_and_the_first_jobs_go_to_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(environment, "cpu_threads", lambda: 12)
+    monkeypatch.setattr(workers_module, "_gpu_models", lambda: ["A", "A"])
+    found = devices(2, "cuda", train_parallel=3)
+    assert [device.name for device in found] == ["cuda:0", "cuda:1"] * 3
+    assert {device.train_threads for device in found} == {2}
+    alone = devices(1, "cuda", train_parallel=2)
+    assert [device.variables for device in alone] == [{"CUDA_VISIBLE_DEVICES": "0"}] * 2
+
+
 @pytest.mark.parametrize(
     ("visible", "models", "pinned"),
     [
@@ -518,6 +577,8 @@ def test_workers_take_the_visible_gpus_in_turn(
 def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="workers: 0 is not a whole number"):
         devices(0, "cpu")
+    with pytest.raises(UserError, match="train_parallel: 0 is not a whole number"):
+        devices(1, "cpu", 0)
     monkeypatch.setattr(workers_module, "_gpu_models", list)
     with pytest.raises(BackendMissing, match="no NVIDIA GPU"):
         devices(1, "cuda")

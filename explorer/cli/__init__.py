@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 from explorer import __version__
 from explorer.cli import console
+from explorer.cli.data import data_app
+from explorer.cli.fidelity import fidelity
 from explorer.cli.network import inspect, measure, space
 from explorer.cli.profile import profile
 from explorer.cli.reproduce import reproduce
@@ -113,5 +115,7 @@ app.command(epilog="Example: swinexplore inspect Swin-Free-B-BR-DR14")(inspect)
 app.command(epilog="Example: swinexplore measure Swin-T Swin-Free-T-BR --backend onnxruntime")(measure)
 app.command(epilog="Example: swinexplore profile Swin-T --backend onnxruntime")(profile)
 app.command(epilog="Example: swinexplore reproduce table6")(reproduce)
+app.command(epilog="Example: swinexplore fidelity --seeds 3")(fidelity)
 app.add_typer(studies_app, name="studies")
+app.add_typer(data_app, name="data")
 app.command(epilog="Example: swinexplore doctor")(doctor)

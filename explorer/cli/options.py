@@ -43,6 +43,16 @@ BatchOrDynamic = Annotated[
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", metavar="DIR", help="Where downloaded sets and caches live.")
 ]
+TrainParallel = Annotated[
+    int,
+    typer.Option("--train-parallel", metavar="K", min=1, max=64, help="Proxies that train at once on one device."),
+]
+TrainThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--train-threads", metavar="T", min=1, max=1024, help="CPU threads of one training; default: an equal share."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Of sampler, weights and training.")]
 
 

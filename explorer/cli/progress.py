@@ -6,9 +6,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from explorer.cli import console
+from explorer.errors import UserError
 from explorer.records import Candidate
 from explorer.report import candidate_row
 
@@ -45,6 +47,18 @@ def _logged(show: Show) -> Show:
     return show_and_log
 
 
+def log_to(path: Path) -> None:
+    """Also writes the library's log to this file. Raises UserError where it cannot be written."""
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--log-file: {path}: cannot be written: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    library = logging.getLogger("explorer")
+    library.addHandler(handler)
+    library.setLevel(min(library.level or logging.INFO, logging.INFO))
+
+
 def duration(seconds: float | None) -> str:
     """`45 s`, `12 min`, `3.2 h`, `1.5 d`; a question mark where nothing is known."""
     if seconds is None:
@@ -58,6 +72,8 @@ def duration(seconds: float | None) -> str:
 def outcome_text(candidate: Candidate) -> str:
     """What became of a candidate, in a few words."""
     latency = "" if candidate.latency_ms is None else f"{candidate.latency_ms:.2f} ms"
+    is_trained = bool(candidate.scores) or (candidate.failure is not None and candidate.failure.step == "training")
+    known = "  (known)" if candidate.reused >= 1 + is_trained else ""
     match candidate.outcome:
         case "complete":
             is_invalid = candidate.latency is not None and candidate.latency.invalid
@@ -69,9 +85,12 @@ def outcome_text(candidate: Candidate) -> str:
             text = f"over the latency limit: {latency}"
         case _:
             failure = candidate.failure
+            if failure is not None and failure.kind == "diverged":
+                why = " ".join(failure.message.removeprefix("diverged:").split())
+                return f"diverged: {why}; cannot stand on the front  {latency}".rstrip() + known
             again = ", tried again at the end" if failure is not None and failure.is_passing else ""
             text = f"failed: {failure.kind if failure else '?'}{again}"
-    return text + ("  (known)" if candidate.reused >= 1 + bool(candidate.scores) else "")
+    return text + known
 
 
 def _json_line(progress: Progress) -> None:

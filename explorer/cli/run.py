@@ -300,7 +300,7 @@ def train(
             f"set arch.num_classes: {info.num_classes}, or choose other data"
         )
     key = [arch.id, recipe.id, info.id, str(run.seed)]
-    module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path)
+    module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path, init=recipe.init)
     module.checkpoint_blocks(checkpoint_blocks)
     if weights is not None:
         layout = _load_weights(module, weights, new_head=new_head)
@@ -357,4 +357,5 @@ def _digest(file: Path) -> str:
 
 
 def _epoch_line(epoch: Any, epochs: int) -> str:
-    return f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s"
+    accuracy = "" if epoch.accuracy is None else f"  accuracy {epoch.accuracy:.4f}"
+    return f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}{accuracy}  {epoch.seconds:.1f} s"

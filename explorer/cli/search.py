@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,12 +20,15 @@ if TYPE_CHECKING:
     from explorer.space import Space
 
 #: What says how to measure and train, and is nothing to a recorded table.
-_LIVE = ("backend", "device", "precision", "batch", "data", "data_root", "recipe", "epochs", "rebuilds", "deadline")
+_LIVE = (
+    "backend", "device", "precision", "batch", "data", "data_root", "recipe", "epochs", "rebuilds", "deadline", "train_parallel",
+    "train_threads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a search was asked for beside the plan; the first fields are arguments of `explorer.search.run`."""
+    """What a search was asked for beside the plan; fields up to `patience` are arguments of `explorer.search.run`."""
 
     trials: int
     sampler: str
@@ -38,10 +40,18 @@ class _Asked:
     patience: int | None
     storage: str
     workers: int
+    train_parallel: int
+    train_threads: int | None
+
+    @property
+    def runners(self) -> int:
+        """Processes that evaluate."""
+        return self.workers * self.train_parallel
 
     def run_options(self) -> dict[str, Any]:
         """Arguments of `explorer.search.run`."""
-        return {name: value for name, value in asdict(self).items() if name not in ("storage", "workers")}
+        others = {"storage", "workers", "train_parallel", "train_threads"}
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 def search(
@@ -75,8 +85,11 @@ def search(
         typer.Option("--patience", metavar="K", min=1, help="Stop when K architectures have not moved the front."),
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", min=1, max=256, help="Processes on this machine that share the work.")
+        int,
+        typer.Option("--workers", min=1, max=256, help="Devices of this machine, or parts of it, that share the work."),
     ] = 1,
+    train_parallel: options.TrainParallel = 1,
+    train_threads: options.TrainThreads = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -118,7 +131,10 @@ def search(
     from explorer.space import Space
 
     options.check_max_latency(max_latency)
-    asked = _Asked(trials, sampler, study, seeds, ladder, max_hours, epochs_budget, patience, storage, workers)
+    asked = _Asked(
+        trials, sampler, study, seeds, ladder, max_hours, epochs_budget, patience, storage, workers, train_parallel,
+        train_threads,
+    )  # fmt: skip
     loaded = Space.load(space, image_size=image_size)
     recorded = None if table is None else _read_table(context, table, loaded, seeds)
     if recorded is None:
@@ -136,13 +152,16 @@ def search(
             max_latency=max_latency,
             eta=ladder,
         )
+        plan = replace(plan, train_threads=_train_threads(asked, plan))
     else:
         plan, why = _table_plan(loaded, recorded, seed, max_latency, ladder), "nothing is measured: a recorded table"
     _tell_plan(loaded, plan, why, asked, as_json=as_json and dry_run)
     if dry_run:
         return
     if log_file is not None:
-        _log_to(log_file)
+        from explorer.cli.progress import log_to
+
+        log_to(log_file)
     settings: dict[str, Any] = {"space": str(space)} | ({} if table is None else {"table": str(table.resolve())})
     live = {"rebuilds": rebuilds, "deadline_s": deadline, "cache_root": options.cache_root()}
     _run(loaded, plan, recorded, live, asked, settings, as_json=as_json)
@@ -190,6 +209,15 @@ def _live_plan(
         rungs=() if eta is None else rungs(proxy_recipe.epochs, eta),
     )
     return plan, why
+
+
+def _train_threads(asked: _Asked, plan: Plan) -> int | None:
+    """CPU threads of one training: those asked for, or a share where several run on a CPU; None is torch's own choice."""
+    from explorer.evaluate.workers import threads_each
+
+    if asked.train_threads is not None or asked.runners == 1 or plan.train_device != "cpu":
+        return asked.train_threads
+    return threads_each(asked.runners)
 
 
 def _read_table(context: typer.Context, file: Path, space: Space, seeds: int) -> Table:
@@ -253,14 +281,14 @@ def _run(
     as_json: bool,
 ) -> None:
     from explorer.cli.progress import shown
-    from explorer.cli.study import findings_of
+    from explorer.cli.study import findings_of, show_front
     from explorer.evaluate.workers import Workers, devices
     from explorer.search import run
     from explorer.store import Store
 
     with ExitStack() as stack:
         evaluator = stack.enter_context(_evaluator(plan, table, live))
-        places = devices(asked.workers, plan.train_device) if asked.workers > 1 else ()
+        places = devices(asked.workers, plan.train_device, asked.train_parallel) if asked.runners > 1 else ()
         # What may be wrong with the data shows before a database is made. The GPUs are the workers'.
         first = evaluator if not places else _evaluator(replace(plan, train_device="cpu"), table, live)
         first.prepare(space.base)
@@ -268,18 +296,17 @@ def _run(
         stack.callback(store.close)
         runner = None
         if places:
-            shared = replace(plan, train_threads=places[0].train_threads if plan.train_device == "cpu" else None)
-            runner = Workers(partial(_prepared, space, shared, table, live), store.url, places)
+            runner = Workers(partial(_prepared, space, plan, table, live), store.url, places)
             stack.callback(runner.close)
         with shown(as_json=as_json) as show:
             record = run(
                 space, evaluator, store, runner=runner, settings=settings, on_progress=show, **asked.run_options()
             )
         if not as_json:
-            from explorer.report import measuring_text, to_table
+            from explorer.report import measuring_text
 
             found = findings_of(store, [record], plan.max_latency_ms)
-            console.table(to_table(found.front, title=f"front of {len(found.candidates)} architectures"))
+            show_front(found)
             console.document(measuring_text(found.measuring))
 
 
@@ -308,6 +335,8 @@ def _tell_plan(space: Space, plan: Plan, why: str, asked: _Asked, *, as_json: bo
     known = sum(candidate.outcome != "pending" for candidate in members)
     num_asked = min(asked.trials, space.architectures)
     cost = estimate(space, plan, store, max(0, num_asked - known), asked.seeds, asked.eta)
+    # The processes of one device measure one after another.
+    total_s = cost.total_s(measuring=asked.workers if plan.target.device_kind == "cuda" else 1, training=asked.runners)
     if store:
         store.close()
     content: dict[str, Any] = {
@@ -324,11 +353,13 @@ def _tell_plan(space: Space, plan: Plan, why: str, asked: _Asked, *, as_json: bo
         "rungs": list(plan.rungs),
         "seeds": asked.seeds,
         "workers": asked.workers,
+        "train_parallel": asked.train_parallel,
+        "train_threads": plan.train_threads,
         "data": plan.data.spec,
         "seed": plan.seed,
         "max_latency_ms": plan.max_latency_ms,
         "train_device": plan.train_device,
-        "seconds": cost.total_s,
+        "seconds": total_s,
         "seconds_basis": cost.basis,
     }
     if as_json:
@@ -351,19 +382,17 @@ def _tell_plan(space: Space, plan: Plan, why: str, asked: _Asked, *, as_json: bo
             f"accuracy proxies like {plan.proxy(space.base).name}: {plan.recipe.epochs} epochs{rungs} of {plan.data.spec} on "
             f"{plan.train_device}{seeds}"
         )
-        shared = f", {asked.workers} workers" if asked.workers > 1 else ""
         console.note(
-            f"time     about {duration(cost.total_s / asked.workers)}: {duration(cost.latency_s)} a latency, "
-            f"{duration(cost.train_s)} a training ({cost.basis}){shared}"
+            f"time     about {duration(total_s)}: {duration(cost.latency_s)} a latency, {duration(cost.train_s)} a training "
+            f"({cost.basis}){_sharing(asked, plan)}"
         )
 
 
-def _log_to(path: Path) -> None:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--log-file: {path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    library = logging.getLogger("explorer")
-    library.addHandler(handler)
-    library.setLevel(min(library.level or logging.INFO, logging.INFO))
+def _sharing(asked: _Asked, plan: Plan) -> str:
+    """How the work is shared, as the end of a line."""
+    words = [f"{asked.workers} workers"] if asked.workers > 1 else []
+    if asked.train_parallel > 1:
+        words.append(f"{asked.train_parallel} trainings at once on {'each' if asked.workers > 1 else 'one device'}")
+    if plan.train_threads is not None:
+        words.append(f"{plan.train_threads} CPU thread{'s' * (plan.train_threads != 1)} each")
+    return "".join(f", {word}" for word in words)

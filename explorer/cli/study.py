@@ -13,6 +13,9 @@ from explorer.cli.failures import studies_failures
 from explorer.errors import StoreError, UserError
 from explorer.records import DEFAULT_STORAGE
 
+#: Title of what is listed below a front.
+DIVERGED = "training diverged, cannot stand on the front"
+
 if TYPE_CHECKING:
     from explorer.records import Candidate, StudyRecord, Target
     from explorer.report import Findings
@@ -58,9 +61,12 @@ def pareto(
             console.document(report.to_csv(found.front))
         case "md":
             console.document(report.to_markdown(found.front))
+            if found.diverged:
+                reasons = "\n".join(f"- {line}" for line in report.reason_lines(found.diverged))
+                console.document(f"\n{DIVERGED}:\n\n{report.to_markdown(found.diverged)}\n{reasons}")
         case _:
             console.document(f"{found.study}\n{found.target}")
-            console.table(report.to_table(found.front, title=f"front of {len(found.candidates)} architectures"))
+            show_front(found)
             measured = [row for row in found.references if row["latency_ms"] is not None]
             if measured:
                 console.table(report.to_table(measured, title="known networks"))
@@ -70,6 +76,16 @@ def pareto(
     if plot is not None:
         report.plot(found, plot)
         console.note(f"plot: {plot}")
+
+
+def show_front(found: Findings) -> None:
+    """The front, and below it what no front can hold because its training diverged, with the step."""
+    from explorer.report import reason_lines, to_table
+
+    console.table(to_table(found.front, title=f"front of {len(found.candidates)} architectures"))
+    if found.diverged:
+        console.table(to_table(found.diverged, title=DIVERGED))
+        console.document("\n".join(reason_lines(found.diverged)))
 
 
 def _comparable(store: Store, records: list[StudyRecord], target_id: str | None) -> list[StudyRecord]:

@@ -47,7 +47,10 @@ def verify(
     data_root: options.DataRoot = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a study's front again and train it longer, from several seeds: does its order hold? Goes on where it stopped."""
+    """Measure a study's front again and train it longer, from several seeds, evaluated on the test part: does its order hold?
+
+    Goes on where it stopped.
+    """
     from explorer import verify as library
     from explorer.evaluate import Evaluator
     from explorer.store import Store
@@ -63,7 +66,8 @@ def verify(
         members = len(library.front_of(record, store, max_latency))
         console.note(
             f"verifying {members} of study {record.name}: {seeds} x {plan.recipe.epochs} epochs of {plan.data.spec} on "
-            f"{plan.train_device}{'' if no_latency else f', latency on {plan.target.describe()}'}"
+            f"{plan.train_device}, evaluated on the {plan.part} part"
+            f"{'' if no_latency else f', latency on {plan.target.describe()}'}"
         )
         evaluator = Evaluator(plan, rebuilds=rebuilds, deadline_s=deadline, cache_root=options.cache_root())
         with evaluator, console.status() as tell:
@@ -119,6 +123,7 @@ def _content(verified: Verified) -> dict[str, Any]:
         "recipe": verified.recipe_id,
         "epochs": verified.epochs,
         "study_epochs": verified.study_epochs,
+        "part": verified.part,
         "seeds": list(verified.seeds),
         "tau_b": verified.tau_b,
         "left_front": [one.found.arch.id for one in verified.left_front],
@@ -152,7 +157,8 @@ def _table(verified: Verified) -> Table:
     from rich.table import Table
 
     times = f"{len(verified.seeds)} x {verified.epochs} epochs"
-    table = Table(title=f"front of the study, verified: {times} against {verified.study_epochs}", title_justify="left")
+    against = f"against {verified.study_epochs}, {verified.part} part"
+    table = Table(title=f"front of the study, verified: {times} {against}", title_justify="left")
     for heading in ("name", "accuracy", "rank", "verified", "rank now", "latency_ms", "verified_ms", "change", "front"):
         table.add_column(heading, justify="left" if heading in ("name", "front") else "right", overflow="fold")
     for one in verified.candidates:

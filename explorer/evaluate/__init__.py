@@ -41,7 +41,7 @@ class Plan:
 
     `scale`: of the proxies; None trains the architecture itself. `max_latency_ms`: candidates over it are not trained.
     `train_device`: `cpu` or `cuda`, `train_threads`: of a CPU (None: all). `rungs`: numbers of epochs at which a training may
-    stop for a while, the recipe's last; empty where each goes through.
+    stop for a while, the recipe's last; empty where each goes through. `part`: of the data, that accuracies are of.
     """
 
     target: Target
@@ -53,6 +53,12 @@ class Plan:
     train_device: Literal["cpu", "cuda"] = "cpu"
     train_threads: int | None = None
     rungs: tuple[int, ...] = ()
+    part: Literal["held-out", "test"] = "held-out"
+
+    @property
+    def data_id(self) -> str:
+        """Fingerprint of the data as a score is keyed by it: an accuracy on the test part is another fact."""
+        return self.data.id if self.part == "held-out" else f"{self.data.id}-{self.part}"
 
     def proxy(self, arch: Arch) -> Arch:
         """The scaled-down architecture that is trained in place of `arch`."""
@@ -65,7 +71,7 @@ class Plan:
         return ScoreKey(
             self.proxy(arch).id,
             self.recipe.id,
-            self.data.id,
+            self.data_id,
             self.recipe.epochs if epochs is None else epochs,
             self.seed if seed is None else seed,
         )
@@ -153,15 +159,24 @@ class Evaluator:
         *,
         epochs: int | None = None,
         seeds: tuple[int, ...] = (),
+        measures: bool = True,
     ) -> Candidate:
         """Latency of `arch`, then the accuracy of its proxy, each from the store where it is there.
 
-        `epochs`: how far to train (None: all of the recipe's, 0: not at all); `seeds`: of the trainings (empty: the plan's). A
+        `epochs`: how far to train (None: all of the recipe's, 0: not at all); `seeds`: of the trainings (empty: the plan's).
+        Without `measures` the latency is neither measured nor looked up, and no latency keeps from being trained. A
         TrialError becomes a failed candidate and is kept; ParityError and UserError go through.
         """
         started = time.perf_counter()
         candidate = self._evaluate(
-            arch, store, on_step, on_epoch, on_detail, epochs=epochs, seeds=seeds or (self.plan.seed,)
+            arch,
+            store,
+            on_step,
+            on_epoch,
+            on_detail,
+            epochs=epochs,
+            seeds=seeds or (self.plan.seed,),
+            measures=measures,
         )
         return replace(candidate, spent_s=time.perf_counter() - started)
 
@@ -175,6 +190,7 @@ class Evaluator:
         *,
         epochs: int | None,
         seeds: tuple[int, ...],
+        measures: bool,
     ) -> Candidate:
         plan, candidate, key = self.plan, Candidate(arch, "pending"), ""
         trained = [0]  # epochs of the training in hand
@@ -185,11 +201,12 @@ class Evaluator:
                 on_epoch(epoch)
 
         try:
-            key = latency_key(arch.id, plan.target.id)
-            found, is_known = self.latency(arch, store, on_step, on_detail)
-            candidate = replace(candidate, latency=found, reused=int(is_known))
-            if plan.max_latency_ms is not None and found.latency_ms > plan.max_latency_ms and not found.invalid:
-                return replace(candidate, outcome="gated")
+            if measures:
+                key = latency_key(arch.id, plan.target.id)
+                found, is_known = self.latency(arch, store, on_step, on_detail)
+                candidate = replace(candidate, latency=found, reused=int(is_known))
+                if plan.max_latency_ms is not None and found.latency_ms > plan.max_latency_ms and not found.invalid:
+                    return replace(candidate, outcome="gated")
             if epochs == 0:
                 return candidate
             for seed in seeds:
@@ -206,7 +223,8 @@ class Evaluator:
             return replace(candidate, outcome="failed", scores=(), failure=known.failure, reused=candidate.reused + 1)
         except (TrialError, RuntimeError, MemoryError) as error:
             kind = _kind_of(error)
-            if kind == "crash" and candidate.latency is not None and plan.train_device == "cuda":
+            is_measured = candidate.latency is not None or not measures
+            if kind == "crash" and is_measured and plan.train_device == "cuda":
                 raise DeviceLost(f"the GPU broke under a training: {error}", "crash") from error
             failure = keep_failure(store, arch, key, kind, error)
             spent = candidate.spent_epochs + trained[0]
@@ -250,6 +268,8 @@ class Evaluator:
         if known is not None:
             return known, True
         _raise_known_failure(store, str(key))
+        if (diverged := store.divergence(key)) is not None:
+            raise _KnownFailure(diverged)
         on_step("training")
         score = self.steps.train(arch, key, on_epoch)
         store.add_score(self.plan.proxy(arch), self.plan.recipe.model_dump(), score)

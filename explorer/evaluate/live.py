@@ -92,7 +92,7 @@ class Live:
 
         plan, proxy = self.plan, self.plan.proxy(arch)
         split = self._split(proxy)
-        module = model.build(proxy, seed=key.seed, drop_path=plan.recipe.drop_path)
+        module = model.build(proxy, seed=key.seed, drop_path=plan.recipe.drop_path, init=plan.recipe.init)
         kept = Checkpoint(
             self._state_of(key),
             key=str(replace(key, epochs=plan.recipe.epochs)),
@@ -110,7 +110,7 @@ class Live:
         with ExitStack() as held:
             for device in devices:
                 held.enter_context(environment.shared(device))
-            held.enter_context(_threads(plan.train_threads))
+            num_threads = held.enter_context(_threads(plan.train_threads))
             outcome = train(
                 module,
                 plan.recipe,
@@ -122,7 +122,7 @@ class Live:
                 until=key.epochs,
             )
             _free_memory(self.device)
-        host = {**environment.describe_host(), "device": plan.train_device}
+        host = {**environment.describe_host(), "device": plan.train_device, "threads": num_threads}
         score = Score(
             **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=now()
         )
@@ -164,19 +164,20 @@ class Live:
             info, recipe = self.plan.data, self.plan.recipe
             sizes = {"image_size": proxy.image_size, "channels": proxy.channels}
             data = load(info, **sizes, device=resting_device(info, **sizes, device=self.device))
-            self._loaded = data.for_search(recipe.train_images, recipe.eval_images)
+            split = data.for_search if self.plan.part == "held-out" else data.for_verification
+            self._loaded = split(recipe.train_images, recipe.eval_images)
         return self._loaded
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """torch computes with so many CPU threads in the body; None leaves them."""
+def _threads(number: int | None) -> Iterator[int]:
+    """torch computes with so many CPU threads in the body, None leaves them; yields how many those are."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 

@@ -1,8 +1,12 @@
-"""Who evaluates: this process, or several others side by side, each on its device. Neither proposes nor keeps a study.
+"""Who evaluates: this process, or several others side by side, one or more on a device. Neither proposes nor keeps a study.
 
 The owner of a `Runner` hands out jobs and is told, one at a time, what became of them. A worker process has a store and an
 evaluator of its own, which measures in one more process. It lives on from job to job, is replaced after an error, and ends
 with its owner, however that ends.
+
+Jobs on one device meet at its lock alone (`latency.environment`): a measurement waits until the trainings that run there are
+done and keeps others from starting, then it has the device to itself. A measurement holds one lock and waits for no second one,
+so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -35,11 +39,12 @@ Event = Step | Epoch | str
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be evaluated; `epochs` and `seeds` as `Evaluator.evaluate` has them."""
+    """What is to be evaluated; `epochs`, `seeds` and `measures` as `Evaluator.evaluate` has them."""
 
     arch: Arch
     epochs: int | None = None
     seeds: tuple[int, ...] = ()
+    measures: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,17 +89,19 @@ class Device:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def devices(workers: int, kind: Literal["cpu", "cuda"]) -> tuple[Device, ...]:
-    """A device for each of so many workers: their share of this CPU, or the GPUs that are visible here in turn.
+def devices(workers: int, kind: Literal["cpu", "cuda"], train_parallel: int = 1) -> tuple[Device, ...]:
+    """A place for each of `workers * train_parallel` runners: this CPU, or the GPUs that are visible here in turn.
 
-    GPUs of another model than the first are left out: their latencies are others. Raises UserError for a bad number and
-    BackendMissing where there is no GPU.
+    `workers`: devices that share the work (more than there are share them), `train_parallel`: runners on each. The first
+    `workers` places are on different devices. GPUs of another model than the first are left out: their latencies are others.
+    Raises UserError for a bad number and BackendMissing where there is no GPU.
     """
-    if workers < 1:
-        raise UserError(f"workers: {workers} is not a whole number of at least 1")
-    threads = max(1, environment.cpu_threads() // workers)
+    for name, number in (("workers", workers), ("train_parallel", train_parallel)):
+        if number < 1:
+            raise UserError(f"{name}: {number} is not a whole number of at least 1")
+    threads = threads_each(workers * train_parallel)
     if kind == "cpu":
-        return (Device("cpu", kind, threads),) * workers
+        return (Device("cpu", kind, threads),) * (workers * train_parallel)
     models = _gpu_models()
     if not models:
         raise BackendMissing(
@@ -105,8 +112,13 @@ def devices(workers: int, kind: Literal["cpu", "cuda"]) -> tuple[Device, ...]:
     alike = [gpu for gpu, model in zip(visible, models, strict=False) if model == models[0]]
     if len(alike) < min(workers, len(models)):
         logger.warning("workers share %d GPU(s): others here are no %s", len(alike), models[0])
-    pinned = [alike[index % len(alike)] for index in range(workers)]
+    pinned = [alike[index % len(alike)] for index in range(workers)] * train_parallel
     return tuple(Device(f"cuda:{gpu}", kind, threads, {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in pinned)
+
+
+def threads_each(runners: int) -> int:
+    """CPU threads of one training where so many run at once on this machine: an equal share, at least 1."""
+    return max(1, environment.cpu_threads() // runners)
 
 
 def _gpu_models() -> list[str]:
@@ -160,8 +172,9 @@ class _Place:
 
 
 class Workers:
-    """One process a device, started with its first job; see `Runner`. To be used by one thread, which lives as long.
+    """One process for each of `devices`, which may name one device several times, started with its first job; see `Runner`.
 
+    To be used by one thread, which lives as long. Each process takes memory for torch and for its own copy of the data.
     `make`: called in each process for its evaluator, ready to evaluate; travels pickled and so is of a module's top level.
     `storage`: the database's URL, which each process opens.
     """
@@ -256,7 +269,14 @@ def _work(
 
 def _evaluate(evaluator: Evaluator, store: Store, job: Job, tell: Callable[[Event], None]) -> Candidate:
     return evaluator.evaluate(
-        job.arch, store, on_step=tell, on_epoch=tell, on_detail=tell, epochs=job.epochs, seeds=job.seeds
+        job.arch,
+        store,
+        on_step=tell,
+        on_epoch=tell,
+        on_detail=tell,
+        epochs=job.epochs,
+        seeds=job.seeds,
+        measures=job.measures,
     )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from explorer.arch import Arch
 from explorer.records import Precision
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from explorer.model.swin import Swin
     from explorer.model.weights import Layout
 
+#: How the weights of a training start: as the Swin authors', or drawn by the width of their layers.
+Init = Literal["authors", "width"]
 #: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
 GRAPH_VERSION: Final = 2
 #: Rises whenever the torch module of an architecture runs other operations; part of the key of latencies measured on it.
 MODULE_VERSION: Final = 1
 
 
-def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, scatter: bool = False) -> Swin:
+def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, init: Init = "authors", scatter: bool = False) -> Swin:
     """The torch module of `arch` on the CPU in fp32, initialised as the Swin authors do from `seed`.
 
-    `drop_path`: stochastic depth rate of the last block (0..1). `scatter`: weights for a network that is measured and not
+    `drop_path`: stochastic depth rate of the last block (0..1). `init`: `width` draws linear weights by their width instead,
+    see `explorer.model.swin.init_weights`. `scatter`: weights for a network that is measured and not
     trained: every part then shows in its logits, so that the check of its graph misses none.
     """
     import torch
@@ -36,7 +39,10 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, scatter: bool = 
 
     with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own first
         module = Swin(arch.canonical(), drop_path)
-    (scatter_weights if scatter else init_weights)(module, seed)
+    if scatter:
+        scatter_weights(module, seed)
+    else:
+        init_weights(module, seed, by_width=init == "width")
     return module
 
 

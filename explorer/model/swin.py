@@ -24,6 +24,7 @@ from torchvision.ops import StochasticDepth
 
 from explorer.arch import NUM_STAGES, Arch
 from explorer.complexity import CPB_HIDDEN
+from explorer.model.lanes import MOST_TOKENS, LaneAttention, lane_order
 
 #: Added to the attention of tokens that are neighbours only through the cyclic shift (Liu et al. 2021, section 3.2).
 MASK_VALUE = -100.0
@@ -195,6 +196,17 @@ class WindowAttention(nn.Module):
             x_NhLd = F.scaled_dot_product_attention(q_NhLd, k_NhLd, v_NhLd, attn_mask=bias_NhLL, scale=scale)
         return self.proj(x_NhLd.transpose(1, 2).reshape(BN, L, C))
 
+    def in_lanes(self, x_TC: Tensor) -> Tensor:
+        """(L*M, C) -> (L*M, C): `forward` of Swin and Swin-Free for tokens in the order of `explorer.model.lanes`."""
+        C, L = x_TC.shape[1], self.relative_index.shape[0]
+        qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x_TC.t())
+        bias_hLLN = self.position_bias()[..., None]
+        if self.mask is not None:
+            bias_hLLN = bias_hLLN + self.mask.permute(1, 2, 0)
+        shape = (3, self.num_heads, C // self.num_heads, L, -1)
+        x_hdLM: Tensor = LaneAttention.apply(qkv.view(shape), bias_hLLN, (C // self.num_heads) ** -0.5)
+        return self.proj(x_hdLM.view(C, -1).t())
+
 
 def plain_attention(q_NhLd: Tensor, k_NhLd: Tensor, v_NhLd: Tensor, bias_NhLL: Tensor, scale: float) -> Tensor:
     """Softmax attention (B*N, h, L, d) with a bias for every window of an image, or one for all.
@@ -256,7 +268,8 @@ class Block(nn.Module):
         self.tokens, self.window = arch.tokens[stage], min(arch.windows[stage], arch.tokens[stage])
         self.shift = self.window // 2 if arch.has_shift(stage, block) else 0
         self.padding = -self.tokens % self.window
-        is_gathered = self.shift > 0 and self.padding == 0
+        self.has_lanes = self.window**2 <= MOST_TOKENS and self.padding == 0 and not self.v2
+        is_gathered = (self.shift > 0 or self.has_lanes) and self.padding == 0
         order = window_order(self.tokens, self.window, self.shift) if is_gathered else None
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
@@ -288,7 +301,12 @@ class Block(nn.Module):
         Where windows do not divide the grid it is padded with zeros below and on the right, after the shift: timm's
         convention (torchvision pads before the shift).
         """
-        if self.order is not None and self.inverse is not None:
+        is_plain = x_BHWC.device.type == "cpu" and x_BHWC.dtype == torch.float32 and torch.is_grad_enabled()
+        if self.has_lanes and is_plain and self.order is not None and not torch.compiler.is_compiling():
+            taken, given = lane_order(self.order, self.window**2, len(x_BHWC))
+            x_TC = _Reordered.apply(x_BHWC.reshape(1, -1, x_BHWC.shape[-1]), taken, given)[0]
+            return _Reordered.apply(self.attn.in_lanes(x_TC)[None], given, taken).view(x_BHWC.shape)
+        if self.shift and self.order is not None and self.inverse is not None:
             x_BTC = _Reordered.apply(x_BHWC.flatten(1, 2), self.order, self.inverse)
             x_NLC = self.attn(x_BTC.reshape(-1, self.window**2, x_BTC.shape[-1])).view(x_BTC.shape)
             return _Reordered.apply(x_NLC, self.inverse, self.order).view(x_BHWC.shape)
@@ -418,11 +436,14 @@ class Swin(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(module: Swin, seed: int) -> None:
+def init_weights(module: Swin, seed: int, *, by_width: bool = False) -> None:
     """The authors' initialisation, drawn from `seed`: N(0, 0.02) for linear weights and bias tables, zero biases.
 
     Their cut at +-2 is 100 standard deviations away and is left out. The weights of the patch embedding are drawn as
     torch draws those of a convolution. Swin V2's norms start at zero, so that every block starts as its skip.
+
+    `by_width`: linear weights of blocks and mergings are N(0, 1/fan-in) instead, so that narrow networks start with branches
+    that say something: 0.02 is 1/sqrt(2,500), and a proxy of 16 channels sits on a plateau for it.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -431,7 +452,9 @@ def init_weights(module: Swin, seed: int) -> None:
             bound = parameter[0].numel() ** -0.5
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         elif parameter.ndim == 2:
-            parameter.copy_(drawn.normal_(0.0, 0.02, generator=generator))
+            is_scaled = by_width and name.startswith("stages.") and "bias_table" not in name
+            deviation = parameter.shape[1] ** -0.5 if is_scaled else 0.02
+            parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
         elif name.endswith("bias") or (module.arch.v2 and ".blocks." in name and name.endswith(_POST_NORMS)):
             parameter.zero_()
 

@@ -22,12 +22,23 @@ _MEASURE_RUNS, _MEASURE_LEAST_S = 70, 2.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds for one latency, one proxy training and the whole search; `basis` says what they rest on."""
+    """Seconds for one latency and one whole proxy training, and how many of each; `basis` says what the seconds rest on.
+
+    `trainings`: a shorter one counts for its share.
+    """
 
     latency_s: float
     train_s: float
-    total_s: float
+    latencies: int
+    trainings: float
     basis: str
+
+    def total_s(self, *, measuring: int = 1, training: int = 1) -> float:
+        """Seconds for all of it with so many measurements, on devices of their own, and so many trainings at once.
+
+        Trainings that share a device are counted as if none slowed another down: a lower bound.
+        """
+        return self.latencies * self.latency_s / measuring + self.trainings * self.train_s / training
 
 
 def estimate(
@@ -47,9 +58,10 @@ def estimate(
         latency_s = _PREPARE_S[0] + _PREPARE_S[1] * counts.params_deployed + max(_MEASURE_LEAST_S, runs_s)
     if train_s is None:
         images = min(plan.recipe.train_images or plan.data.num_train, plan.data.num_train)
-        rate = _RATES[plan.train_device][1] * (max(1, plan.target.threads) if plan.train_device == "cpu" else 1)
+        threads = max(1, plan.train_threads or plan.target.threads) if plan.train_device == "cpu" else 1
+        rate = _RATES[plan.train_device][1] * threads
         train_s = 3 * complexity_of(plan.proxy(space.base)).flops * images * plan.recipe.epochs / rate
     trainings = float(num_seeds)
     if eta is not None and len(plan.rungs) > 1:
         trainings = halving_share(plan.rungs, eta) + (num_seeds - 1) / eta ** (len(plan.rungs) - 1)
-    return Estimate(latency_s, train_s, num_new * (latency_s + trainings * train_s), basis)
+    return Estimate(latency_s, train_s, num_new, num_new * trainings, basis)

@@ -92,6 +92,11 @@ class Store:
         with self.database.reading() as connection:
             return facts.find_failure(connection, key)
 
+    def divergence(self, key: ScoreKey) -> Failure | None:
+        """That the training under `key` diverged, after as many epochs or fewer."""
+        with self.database.reading() as connection:
+            return facts.find_divergence(connection, key)
+
     def failures(self, study: str | None = None) -> list[tuple[Arch, Failure]]:
         """The failures of a study's members in their order, or all by their time, each with its architecture."""
         with self.database.reading() as connection:

@@ -64,6 +64,14 @@ def find_failure(connection: Connection, key: str) -> Failure | None:
     return failure_of(rows[0]) if rows else None
 
 
+def find_divergence(connection: Connection, key: ScoreKey) -> Failure | None:
+    """That the training under `key` diverged within its epochs, asked for as many or fewer: a longer run passes that step too."""
+    keys = [str(replace(key, epochs=epochs)) for epochs in range(1, key.epochs + 1)]
+    columns = schema.failures.c
+    rows = rows_of(connection, sa.select(schema.failures).where(columns.key.in_(keys), columns.kind == "diverged"))
+    return min(map(failure_of, rows), key=lambda failure: keys.index(failure.key), default=None)
+
+
 def is_known(connection: Connection, key: str) -> bool:
     """Whether there is, after all, the fact under the key of a failure."""
     step, _, rest = key.partition(":")

@@ -1,14 +1,16 @@
 """Image sets: described without loading, then loaded as uint8 tensors that live on the training device.
 
-A data set is one function that returns a `Source` and one line in SOURCES; a folder is told by what lies in it. The test
-part is never seen by a search: a held-out part of the training images drives it (`Data.for_search`), the test images are
-for full trainings (`Data.for_training`).
+A data set is one function that returns a `Part` and one line in SOURCES; a folder is told by what lies in it, a set of
+Hugging Face by `hf:`. The test part is never seen by a search: a held-out part of the training images drives it
+(`Data.for_search`). The test images are for `verify` (`Data.for_verification`) and full trainings (`Data.for_training`),
+and are not even read before those ask for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +20,8 @@ from filelock import FileLock
 
 from explorer.errors import DataError
 from explorer.records import digest
-from explorer.training.folders import IDX_FILES, DataInfo, Source, describe_idx, describe_tree, load_idx, load_tree
+from explorer.training.folders import IDX_FILES, DataInfo, describe_idx, describe_tree, load_idx, load_tree
+from explorer.training.images import MAX_BAD_SHARE, OnImages, Part, PartName, pixel_hashes, shuffled
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +30,34 @@ if TYPE_CHECKING:
 #: Share of the training images that drives a search, and the most that are taken.
 HELD_OUT_SHARE: Final = 1 / 7
 HELD_OUT_MOST: Final = 10_000
+#: What the specs of Hugging Face's sets begin with.
+HUB: Final = "hf:"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (n, channels, H, W) as uint8 and labels (n,) as int64, to train on and to evaluate on."""
+    """Images (n, channels, H, W) as uint8 and labels (n,) as int64, to train on and to evaluate on.
+
+    The images may be slices of a memory-mapped file that is larger than memory: index or split them, never copy them whole.
+    """
 
     train_images: Tensor
     train_labels: Tensor
     eval_images: Tensor
     eval_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set at one size: the training part, and the test part, which is read when it is first asked for."""
+
+    train: Part
+    load_test: Callable[[], Part]
+
+    @cached_property
+    def test(self) -> Part:
+        """Raises DataError."""
+        return self.load_test()
 
 
 @dataclass(frozen=True)
@@ -53,46 +74,41 @@ class Data:
 
     def for_search(self, train_images: int | None, eval_images: int | None) -> Split:
         """Training images without the held-out part, evaluated on that part; at most the given numbers of each."""
-        images, labels = self.source.train_images, self.source.train_labels
-        order = _shuffled(labels)
-        train, held_out = order[self.num_held_out :][:train_images], order[: self.num_held_out][:eval_images]
-        return Split(*_part(images, labels, train), *_part(images, labels, held_out))
+        most = self.num_held_out if eval_images is None else min(eval_images, self.num_held_out)
+        return Split(*self._without_held_out(train_images), *self.source.train.between(0, most))
+
+    def for_verification(self, train_images: int | None, eval_images: int | None) -> Split:
+        """Trained as in a search, evaluated on the test part; at most the given numbers of each."""
+        return Split(*self._without_held_out(train_images), *self.source.test.between(0, eval_images))
 
     def for_training(self, train_images: int | None, eval_images: int | None) -> Split:
         """All training images, evaluated on the test part; at most the given numbers of each."""
-        source = self.source
-        train = _part(source.train_images, source.train_labels, _shuffled(source.train_labels)[:train_images])
-        test = _part(source.test_images, source.test_labels, _shuffled(source.test_labels)[:eval_images])
-        return Split(*train, *test)
+        return Split(*self.source.train.between(0, train_images), *self.source.test.between(0, eval_images))
 
-
-def _shuffled(labels: Tensor) -> Tensor:
-    """Indices of all images in one random order, the same at every call."""
-    import torch
-
-    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(labels.device)
-
-
-def _part(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and labels at `indices`; all of them as they lie, so that a set larger than memory is not copied."""
-    return (images, labels) if len(indices) == len(labels) else (images[indices], labels[indices])
+    def _without_held_out(self, most: int | None) -> tuple[Tensor, Tensor]:
+        return self.source.train.between(self.num_held_out, None if most is None else self.num_held_out + most)
 
 
 def describe(spec: str, root: Path) -> DataInfo:
-    """What `spec` names: a set of SOURCES, a folder of the four idx files, or an ImageFolder tree.
+    """What `spec` names: a set of SOURCES, `hf:` and a set of Hugging Face, a folder of the four idx files, or a tree.
 
-    `root`: where downloaded sets and caches live. Loads nothing and downloads nothing. Raises DataError.
+    `root`: where downloaded sets and caches live. Loads nothing and downloads nothing, but for the sets of Hugging Face,
+    which tell what they hold by holding it. Raises DataError.
     """
     if spec in SOURCES:
         num_classes, channels, num_train, num_test, version, _ = SOURCES[spec]
         return DataInfo(
             spec, digest("d1", {"name": spec, "version": version}), num_classes, channels, num_train, num_test, root
         )
+    if spec.startswith(HUB):
+        from explorer.training.hub import describe_hub
+
+        return describe_hub(spec, root)
     folder = Path(spec)
     if not folder.is_dir():
         raise DataError(
             f"data: {spec!r} is neither a known set nor a folder; allowed: {', '.join(SOURCES)}, "
-            "a folder of idx .gz files, or a folder of one folder of images per class"
+            "hf:NAME (a set of Hugging Face), a folder of idx .gz files, or a folder of one folder of images per class"
         )
     if any((folder / name).exists() for name in IDX_FILES):
         return describe_idx(folder, root)
@@ -100,35 +116,75 @@ def describe(spec: str, root: Path) -> DataInfo:
 
 
 def load(info: DataInfo, *, image_size: int, channels: int, device: torch.device) -> Data:
-    """Reads the set and brings it to (channels, image_size, image_size) on `device`.
+    """Reads the set and brings it to (channels, image_size, image_size) on `device`; the test part when it is asked for.
 
-    Grey images are repeated where three channels are wanted. Raises DataError for what is missing, truncated or unreadable.
+    Grey images are repeated where three channels are wanted. What is decoded is kept in a memory-mapped cache, which is built
+    first where it is missing. Raises DataError for what is missing, truncated or unreadable, for labels out of range and for a
+    class without training images.
     """
+    return _load(info, image_size, channels, device)
 
+
+def _load(
+    info: DataInfo,
+    image_size: int,
+    channels: int,
+    device: torch.device,
+    *,
+    max_bad_share: float | None = None,
+    on_images: OnImages | None = None,
+) -> Data:
+    """As `load`; `max_bad_share` and `on_images` as `images.cached` has them."""
     if channels != info.channels and not (info.channels == 1 and channels == 3):
         raise DataError(
             f"data {info.spec}: its images have {info.channels} channels, {channels} are expected; "
             f"use a model with C{info.channels}"
         )
-    if info.spec in SOURCES:
-        source = SOURCES[info.spec][5](info, device)
-    elif (Path(info.spec) / IDX_FILES[0]).exists():
-        source = load_idx(info)
-    else:
-        source = load_tree(info, image_size)
-    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
-        if len(images) != len(labels) or not len(labels):
-            raise DataError(
-                f"data {info.spec}: {len(images)} images but {len(labels)} labels; every image needs one label"
-            )
-    source = Source(
-        _fitted(source.train_images, image_size, channels, device),
-        source.train_labels.to(device),
-        _fitted(source.test_images, image_size, channels, device),
-        source.test_labels.to(device),
-    )
-    num_train = len(source.train_labels)
-    return Data(info, source, min(HELD_OUT_MOST, max(1, int(num_train * HELD_OUT_SHARE))))
+
+    def loaded(name: PartName) -> Part:
+        if info.spec in SOURCES:
+            part = SOURCES[info.spec][5](info, name, device)
+        elif info.spec.startswith(HUB):
+            from explorer.training.hub import load_hub
+
+            part = load_hub(info, name, image_size, channels, max_bad_share=max_bad_share, on_images=on_images)
+        elif (Path(info.spec) / IDX_FILES[0]).exists():
+            part = load_idx(info, name)
+        else:
+            part = load_tree(info, name, image_size, max_bad_share=max_bad_share, on_images=on_images)
+        _require_sound(info, name, part)
+        images = _fitted(part.images, image_size, channels, device)
+        return replace(part, images=images, labels=part.labels.to(device))
+
+    train = loaded("train")
+    num_held_out = min(HELD_OUT_MOST, max(1, int(len(train.labels) * HELD_OUT_SHARE)))
+    return Data(info, Source(train, lambda: loaded("test")), num_held_out)
+
+
+def _require_sound(info: DataInfo, name: PartName, part: Part) -> None:
+    """Raises DataError where images and labels do not fit each other or the set's classes."""
+    labels = part.labels
+    if len(part.images) != len(labels) or not len(labels):
+        raise DataError(
+            f"data {info.spec}: {len(part.images)} images but {len(labels)} labels in the {name} part; every image needs one "
+            "label"
+        )
+    outside = ((labels < 0) | (labels >= info.num_classes)).nonzero()
+    if len(outside):
+        first = int(outside[0])
+        raise DataError(
+            f"data {info.spec}: label {int(labels[first])} of {name} image {first} is out of range ({len(outside)} are); "
+            f"allowed: 0 to {info.num_classes - 1}; mend the labels"
+        )
+    absent = (labels.bincount(minlength=info.num_classes) == 0).nonzero()
+    if name == "train" and len(absent):
+        label = int(absent[0])
+        named = f" ({info.class_names[label]})" if info.class_names else ""
+        left_out = f"; {len(part.bad)} that cannot be read were left out" if part.bad else ""
+        raise DataError(
+            f"data {info.spec}: no training image of class {label}{named}{left_out}; every class needs one: add some, or remove "
+            "the class"
+        )
 
 
 def resting_device(info: DataInfo, *, image_size: int, channels: int, device: torch.device) -> torch.device:
@@ -161,43 +217,120 @@ def _fitted(images: Tensor, image_size: int, channels: int, device: torch.device
     return images if images.shape[1] == channels else images.expand(-1, channels, -1, -1).contiguous()
 
 
+# -- preparing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedPart:
+    """What a part holds: images of every class by label, their pixels' bytes, what was left out, and the cache's file."""
+
+    name: PartName
+    per_class: tuple[int, ...]
+    num_bytes: int
+    bad: tuple[str, ...]
+    cache: Path | None
+
+    @property
+    def num_images(self) -> int:
+        """Of all classes."""
+        return sum(self.per_class)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A set that is ready at one size; `num_held_out` of its training images drive a search.
+
+    `held_out_duplicates`: how many of those equal one that is trained on, pixel by pixel; `test_duplicates`: how many test
+    images equal a training image.
+    """
+
+    info: DataInfo
+    image_size: int
+    channels: int
+    train: PreparedPart
+    test: PreparedPart
+    num_held_out: int
+    held_out_duplicates: int
+    test_duplicates: int
+
+
+def prepare(
+    info: DataInfo,
+    *,
+    image_size: int,
+    channels: int,
+    max_bad_share: float = MAX_BAD_SHARE,
+    on_images: OnImages | None = None,
+) -> Prepared:
+    """Loads both parts, so that their caches are there, and counts what is in them. Raises DataError as `load` does."""
+    import torch
+
+    device = torch.device("cpu")
+    data = _load(info, image_size, channels, device, max_bad_share=max_bad_share, on_images=on_images)
+    train, test = data.source.train, data.source.test
+    named: tuple[tuple[PartName, Part], ...] = (("train", train), ("test", test))
+    hashes = _hashes_in_order(train)
+    held_out, trained = hashes[: data.num_held_out], hashes[data.num_held_out :]
+    parts = [
+        PreparedPart(
+            name,
+            tuple(part.labels.bincount(minlength=info.num_classes).tolist()),
+            part.images.nbytes,
+            part.bad,
+            part.cache,
+        )
+        for name, part in named
+    ]
+    duplicates = (
+        int(np.isin(some, others).sum()) for some, others in ((held_out, trained), (_hashes_in_order(test), hashes))
+    )
+    return Prepared(info, image_size, channels, parts[0], parts[1], data.num_held_out, *duplicates)
+
+
+def _hashes_in_order(part: Part) -> np.ndarray:
+    """Of every image's pixels, in the order that parts are taken in."""
+    if part.hashes is not None:
+        return part.hashes
+    as_they_lie = np.concatenate([pixel_hashes(chunk.numpy()) for chunk in part.images.split(2_000)])
+    in_order: np.ndarray = as_they_lie[shuffled(len(as_they_lie)).numpy()]
+    return in_order
+
+
 # -- sets by name -----------------------------------------------------------------------------------------------------
 
 
-def _load_contours(info: DataInfo, device: torch.device) -> Source:
+def _load_contours(info: DataInfo, part: PartName, device: torch.device) -> Part:
     from explorer.training import contours
 
-    return Source(*contours.draw(info.num_train, 1, device), *contours.draw(info.num_test, 2, device))
+    number, seed = (info.num_train, 1) if part == "train" else (info.num_test, 2)
+    return Part(*contours.draw(number, seed, device))
 
 
-def _load_torchvision(name: str) -> Callable[[DataInfo, torch.device], Source]:
-    def load_set(info: DataInfo, _device: torch.device) -> Source:
+def _load_torchvision(name: str) -> Callable[[DataInfo, PartName, torch.device], Part]:
+    def load_part(info: DataInfo, part: PartName, _device: torch.device) -> Part:
         import torch
         from torchvision import datasets
 
-        def part(train: bool) -> tuple[Tensor, Tensor]:
-            try:
-                info.root.mkdir(parents=True, exist_ok=True)
-                with FileLock(info.root / f"{name}.lock"):  # several processes would unpack over each other
-                    loaded = getattr(datasets, name)(str(info.root), train=train, download=True)
-            except Exception as error:  # noqa: BLE001 - torchvision raises whatever a broken file or download leads to
-                raise DataError(
-                    f"data {info.spec}: not to be read from {info.root} and not to be downloaded "
-                    f"({type(error).__name__}: {error}); put torchvision's {name} there, or choose another --data "
-                    "(`contours` needs no download)"
-                ) from None
-            pixels = torch.as_tensor(np.asarray(loaded.data))
-            images = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-            return images.contiguous(), torch.as_tensor(loaded.targets, dtype=torch.int64)
+        try:
+            info.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(info.root / f"{name}.lock"):  # several processes would unpack over each other
+                loaded = getattr(datasets, name)(str(info.root), train=part == "train", download=True)
+        except Exception as error:  # noqa: BLE001 - torchvision raises whatever a broken file or download leads to
+            raise DataError(
+                f"data {info.spec}: not to be read from {info.root} and not to be downloaded "
+                f"({type(error).__name__}: {error}); put torchvision's {name} there, or choose another --data "
+                "(`contours` needs no download)"
+            ) from None
+        pixels = torch.as_tensor(np.asarray(loaded.data))
+        images = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        return Part(images.contiguous(), torch.as_tensor(loaded.targets, dtype=torch.int64))
 
-        return Source(*part(True), *part(False))
-
-    return load_set
+    return load_part
 
 
 #: name: classes, channels, training images, test images, version of the content, loader. The version is part of the data's
 #: fingerprint: it rises whenever the set would hold other images (`contours.draw` draws others, say).
-SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[DataInfo, Any], Source]]]] = (
+SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[DataInfo, PartName, Any], Part]]]] = (
     MappingProxyType(
         {
             "contours": (16, 1, 14_000, 2_000, 1, _load_contours),

@@ -1,31 +1,28 @@
 """Image folders: a folder of the four idx files, and a tree of one folder of images per class.
 
-A tree is decoded once at the wanted size into a memory-mapped cache. Everything that is missing, truncated or unreadable
-is a DataError that names it.
+A tree is decoded once at the wanted size into a memory-mapped cache (`images`). What is missing, truncated or unreadable
+is counted and named, and a DataError above a stated share.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import itertools
 import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from explorer.errors import DataError
 from explorer.records import digest
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from explorer.training.images import Encoded, OnImages, Part, PartName, Slot, cached
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IDX_FILES: Final = (
@@ -34,11 +31,19 @@ IDX_FILES: Final = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
+#: So many files' beginnings and ends are part of a tree's fingerprint, spread evenly where there are more: some seconds.
+MOST_SAMPLED: Final = 100_000
+_SAMPLE_BYTES: Final = 4096
+#: Files that one thread looks at in turn.
+_CHUNK: Final = 256
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set as it is described without loading it. `id` fingerprints the content and is part of a score's key."""
+    """A data set as it is described without loading it. `id` fingerprints the content and is part of a score's key.
+
+    `class_names`: by label, where the set names its classes.
+    """
 
     spec: str
     id: str
@@ -47,16 +52,7 @@ class DataInfo:
     num_train: int
     num_test: int
     root: Path
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as it was read: uint8 images (n, channels, H, W) and int64 labels, training and test part."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    class_names: tuple[str, ...] = ()
 
 
 # -- a folder of four idx files ---------------------------------------------------------------------------------------
@@ -84,25 +80,18 @@ def describe_idx(folder: Path, root: Path) -> DataInfo:
     )
 
 
-def load_idx(info: DataInfo) -> Source:
-    """Reads the four idx files: uint8 images (n, 1, H, W). Raises DataError."""
+def load_idx(info: DataInfo, part: PartName) -> Part:
+    """Reads two of the four idx files: uint8 images (n, 1, H, W). Raises DataError."""
     import torch
 
     folder = Path(info.spec)
-    train_images, train_labels, test_images, test_labels = (
-        _read_idx(folder / name, 3 if "images" in name else 1) for name in IDX_FILES
-    )
-    for name, images, labels in ((IDX_FILES[0], train_images, train_labels), (IDX_FILES[2], test_images, test_labels)):
-        if len(images) != len(labels):
-            raise DataError(
-                f"data {folder}: {name}: {len(images)} images but {len(labels)} labels; the files do not fit"
-            )
-    return Source(
-        torch.from_numpy(train_images)[:, None],
-        torch.from_numpy(train_labels).long(),
-        torch.from_numpy(test_images)[:, None],
-        torch.from_numpy(test_labels).long(),
-    )
+    images_name, labels_name = IDX_FILES[:2] if part == "train" else IDX_FILES[2:]
+    images, labels = _read_idx(folder / images_name, 3), _read_idx(folder / labels_name, 1)
+    if len(images) != len(labels):
+        raise DataError(
+            f"data {folder}: {images_name}: {len(images)} images but {len(labels)} labels; the files do not fit"
+        )
+    return Part(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -138,11 +127,43 @@ class _Tree:
 
 
 def describe_tree(folder: Path, root: Path) -> DataInfo:
-    """Describes a tree by its file names and sizes; no image is opened. Raises DataError."""
+    """Describes a tree by its files' names, sizes, beginnings and ends; no image is decoded. Raises DataError.
+
+    Another image of the same size under the same name is noticed by its first or last 4 KiB, in every file of a set of up to
+    MOST_SAMPLED and in that many of a larger one.
+    """
     tree = _scan(folder)
-    listing = [(str(file.relative_to(folder)), file.stat().st_size) for file, _ in (*tree.train, *tree.test)]
-    fingerprint = digest("d1", {"tree": sorted(listing)})
-    return DataInfo(str(folder), fingerprint, len(tree.classes), 3, len(tree.train), len(tree.test), root)
+    files = [file for file, _ in (*tree.train, *tree.test)]
+    step = max(1, -(-len(files) // MOST_SAMPLED))
+    chunks = [range(start, min(start + _CHUNK, len(files))) for start in range(0, len(files), _CHUNK)]
+    with ThreadPoolExecutor() as pool:  # what takes time is a disk or a network
+
+        def seen(chunk: range) -> list[tuple[int, int]]:
+            return [_seen(files[index], samples=index % step == 0) for index in chunk]
+
+        found = [one for chunk in pool.map(seen, chunks) for one in chunk]
+    length = len(str(folder / "x")) - 1
+    listing = sorted((str(file)[length:], *one) for file, one in zip(files, found, strict=True))
+    fingerprint = digest("d1", {"tree": listing})
+    names = tuple(tree.classes)
+    return DataInfo(str(folder), fingerprint, len(names), 3, len(tree.train), len(tree.test), root, names)
+
+
+def _seen(file: Path, *, samples: bool) -> tuple[int, int]:
+    """Size of a file, and CRC-32 of its first and last 4 KiB (0 without `samples`); (-1, 0) where it cannot be opened."""
+    try:
+        if not samples:
+            return file.stat().st_size, 0
+        opened = os.open(file, os.O_RDONLY)
+        try:
+            size = os.fstat(opened).st_size
+            start = os.pread(opened, _SAMPLE_BYTES, 0)
+            end = os.pread(opened, _SAMPLE_BYTES, max(len(start), size - _SAMPLE_BYTES))
+            return size, zlib.crc32(end, zlib.crc32(start))
+        finally:
+            os.close(opened)
+    except OSError:
+        return -1, 0  # decoding counts and names it
 
 
 def _scan(folder: Path) -> _Tree:
@@ -164,26 +185,38 @@ def _scan(folder: Path) -> _Tree:
 
 
 def _cut(folder: Path, images: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """Every tenth image of a class, and at least the last of each, becomes the test part."""
-    train: list[tuple[Path, int]] = []
-    test: list[tuple[Path, int]] = []
-    for label, pairs in itertools.groupby(images, key=lambda pair: pair[1]):
-        of_class = list(pairs)
-        if len(of_class) < 2:
+    labels = [label for _, label in images]
+    tested = every_tenth(labels)
+    train, test = ([pair for pair, t in zip(images, tested, strict=True) if t is part] for part in (False, True))
+    kept = {label for _, label in train}
+    for file, label in test:
+        if label not in kept:
             raise DataError(
-                f"data {of_class[0][0].parent}: one image only; a class without a test part of its own needs two "
+                f"data {file.parent}: one image only; a class without a test part of its own needs two "
                 f"(class {label} of {folder})"
             )
-        tested = set(range(9, len(of_class), 10)) or {len(of_class) - 1}
-        for index, pair in enumerate(of_class):
-            (test if index in tested else train).append(pair)
     return train, test
+
+
+def every_tenth(labels: Sequence[int]) -> list[bool]:
+    """Which images become the test part of a set that has none: every tenth of a class, and at least the last of each."""
+    number_of: dict[int, int] = {}
+    tested = []
+    for label in labels:
+        number_of[label] = number_of.get(label, 0) + 1
+        tested.append(number_of[label] % 10 == 0)
+    last = {label: index for index, label in enumerate(labels)}
+    for label, number in number_of.items():
+        if number < 10:
+            tested[last[label]] = True
+    return tested
 
 
 def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     pairs = []
     for label, name in enumerate(classes):
-        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+        # A link to nowhere is an image that is missing: it is counted where images are decoded.
+        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.is_dir())
         if not files:
             raise DataError(
                 f"data {folder / name}: holds no image ({', '.join(IMAGE_SUFFIXES)}); every class needs one"
@@ -192,69 +225,20 @@ def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return pairs
 
 
-def load_tree(info: DataInfo, image_size: int) -> Source:
-    """Decodes the tree once into a memory-mapped cache below `info.root`; the next load opens that."""
-    import torch
+def load_tree(
+    info: DataInfo, part: PartName, image_size: int, *, max_bad_share: float | None, on_images: OnImages | None
+) -> Part:
+    """A part of the tree, decoded once into a memory-mapped cache below `info.root`; the next load opens that."""
 
-    tree = _scan(Path(info.spec))
-    parts: list[Tensor] = []
-    for part, pairs in (("train", tree.train), ("test", tree.test)):
-        cache = info.root / "trees" / f"{info.id}-{image_size}-{part}.npy"
-        files = [file for file, _ in pairs]
-        parts += [
-            torch.from_numpy(_cached(cache, files, image_size)),
-            torch.tensor([label for _, label in pairs], dtype=torch.int64),
-        ]
-    return Source(*parts)
-
-
-def _cached(cache: Path, files: list[Path], image_size: int) -> np.ndarray:
-    """The decoded images, from the cache where it is whole; a broken one is made anew."""
-
-    def opened() -> np.ndarray:
-        array: np.ndarray = np.load(cache, mmap_mode="c")
-        return array
-
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return opened()
-    try:
-        _decode(files, image_size, cache)
-        return opened()
-    except OSError as error:
-        raise DataError(
-            f"data: the cache {cache} cannot be written: {error.strerror}; give another --data-root"
-        ) from None
-
-
-def _decode(files: list[Path], image_size: int, cache: Path) -> None:
-    """Shorter side to `image_size`, centre crop, RGB; written beside `cache`, then moved there whole."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(files), 3, image_size, image_size))
-
-        def decode(index: int) -> str | None:
-            return _decode_one(files[index], array[index])
-
-        with ThreadPoolExecutor() as pool:
-            problems = [problem for problem in pool.map(decode, range(len(files))) if problem]
-        if problems:
+    def encoded() -> Encoded:
+        tree = _scan(Path(info.spec))
+        pairs, described = (tree.train, info.num_train) if part == "train" else (tree.test, info.num_test)
+        if len(pairs) != described:
             raise DataError(
-                f"data: {len(problems)} of {len(files)} images cannot be read; the first: {problems[0]}; mend or remove them"
+                f"data {info.spec}: {len(pairs)} {part} images where {described} were just found; wait until it is complete"
             )
-        array.flush()
-        unfinished.replace(cache)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        labels = np.array([label for _, label in pairs], np.int64)
+        return Encoded(labels, lambda index: pairs[index][0].read_bytes(), lambda index: str(pairs[index][0]))
 
-
-def _decode_one(file: Path, pixels: np.ndarray) -> str | None:
-    """Decodes `file` into `pixels` (3, side, side); what was wrong with it, if anything."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as image:
-            pixels[:] = np.asarray(ImageOps.fit(image.convert("RGB"), pixels.shape[1:])).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{file} ({error})"
-    return None
+    slot = Slot(info.spec, info.id, info.root, part, image_size, info.channels)
+    return cached(slot, encoded, max_bad_share=max_bad_share, on_images=on_images)

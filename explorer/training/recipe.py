@@ -19,15 +19,30 @@ from explorer.errors import ArchError, RecipeError
 from explorer.records import digest
 
 _Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+#: A YAML list is a tuple here; its items stay strict.
+_Pair = Annotated[tuple[_Share, _Share], Field(strict=False)]
 
 
 class Recipe(Document):
-    """AdamW with linear warm-up and cosine decay over `epochs`, label smoothing and light augmentation.
+    """AdamW with linear warm-up and cosine decay over `epochs`, label smoothing and augmentation.
 
     `batch_size`: images per optimizer step, cut into `accumulate` equal parts that are run one after another. `lr`: at the
-    end of the warm-up, for this batch size. `warmup`: share of all steps. `crop_padding`: pixels, as a share of the image's
-    side, by which a random crop may move it. `train_images`: at most that many are used (None: all). `precision`: `mixed`
-    means bf16 autocast on a GPU that has it, fp32 elsewhere.
+    end of the warm-up, for this batch size. `warmup`: share of all steps. `betas`: AdamW's. `init`: the weights to start from,
+    as `explorer.model.build` has them; narrow networks start with `width`.
+
+    Augmentation, all of it batched on the training's device. `crop_padding`: pixels, as a share of the image's side, by
+    which a random crop may move it. `scale`: in its place, random resized crops whose share of the image's area is at
+    least this. `color`: brightness, contrast and saturation change by factors of up to 1 +- this. `random_erasing`:
+    probability that a box of an image is replaced by noise (Zhong et al. 2017). `mixup`, `cutmix`: alpha of the
+    distribution that shares are drawn from (Zhang et al. 2017, Yun et al. 2019), 0 for none; with both, every batch is
+    mixed by one of them, chosen half and half. There is no RandAugment: its operations run on one image at a time.
+
+    `train_images`: at most that many are used (None: all). `eval_every`: epochs from one evaluation to the next; the last
+    is evaluated too. `ema`: decay a step of an exponential average of the weights, which is evaluated in their place.
+    `precise_bn`: from so many training images BatchNorm's statistics are computed anew before an evaluation; 0 keeps the
+    running ones. `precision`: `mixed` means bf16 autocast on a GPU that has it, `fp16` fp16 autocast with a scaled loss on
+    a GPU; fp32 elsewhere.
     """
 
     epochs: PositiveInt
@@ -36,15 +51,25 @@ class Recipe(Document):
     lr: PositiveFloat = 1e-3
     min_lr: NonNegativeFloat = 1e-5
     warmup: _Share = 0.1
+    betas: _Pair = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.05
     label_smoothing: _Share = 0.1
+    init: Literal["authors", "width"] = "authors"
     drop_path: _Share = 0.0
     grad_clip: PositiveFloat = 5.0
     flip: bool = False
     crop_padding: _Share = 0.0625
+    scale: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    color: _Share = 0.0
+    random_erasing: _Probability = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
     train_images: PositiveInt | None = None
     eval_images: PositiveInt | None = None
-    precision: Literal["mixed", "fp32"] = "mixed"
+    eval_every: PositiveInt = 1
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    precise_bn: NonNegativeInt = 0
+    precision: Literal["mixed", "fp16", "fp32"] = "mixed"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -52,6 +77,8 @@ class Recipe(Document):
             raise ValueError(f"min_lr: {self.min_lr} is more than lr {self.lr}; use at most that")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.precise_bn == 1:
+            raise ValueError("precise_bn: 1 image has no spread; use 0 (keep the running statistics) or at least 2")
         return self
 
     @property
@@ -60,8 +87,8 @@ class Recipe(Document):
         return digest("r1", self.model_dump(exclude_defaults=True))
 
 
-#: Built-in recipes. `imagenet` follows Liu et al. 2021, section 4.1, but for its heavy augmentation (RandAugment, mixup,
-#: cutmix, random erasing), which this loop does not have.
+#: Built-in recipes. `imagenet` follows Liu et al. 2021, section 4.1, with changes of colour (0.4, as where the authors'
+#: code has no RandAugment) in place of RandAugment.
 RECIPES: Final = MappingProxyType(
     {
         "proxy": Recipe(epochs=8, lr=3e-3, warmup=0.15, train_images=8_000, eval_images=2_000),
@@ -74,7 +101,12 @@ RECIPES: Final = MappingProxyType(
             warmup=20 / 300,
             drop_path=0.5,
             flip=True,
-            crop_padding=0.125,
+            crop_padding=0.0,
+            scale=0.08,
+            color=0.4,
+            random_erasing=0.25,
+            mixup=0.8,
+            cutmix=1.0,
         ),
     }
 )

@@ -1,32 +1,39 @@
 """The one training loop: short proxies and full trainings differ by their recipe alone.
 
 All randomness of an epoch is drawn from (seed, epoch), so that a training resumed at an epoch's end goes on as the
-undisturbed one would have. Data live on the device; augmentation is batched there.
+undisturbed one would have. Images stay uint8 until they are on the training's device, and are augmented there in batches;
+inside an epoch nothing waits for a GPU but the look for a divergence.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from explorer.errors import DataError, RecipeError, TrainError
+from explorer.errors import RecipeError, TrainError
 from explorer.records import Epoch
+from explorer.training.augmentation import augment, change_color, draw_mixes, erase, mix
+from explorer.training.averaging import WeightAverage, batch_norms, recompute_statistics
+from explorer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from explorer.training.data import Split
+from explorer.training.feeding import batches
 from explorer.training.recipe import Recipe
+from explorer.training.step import Acceleration, Part, Step, autocast
 
-EVAL_BATCH = 256
-#: A diverged loss is looked for this often; looking makes a GPU wait.
-CHECK_EVERY_STEPS = 20
+__all__ = ["Acceleration", "Checkpoint", "Outcome", "learning_rate", "read_checkpoint", "require_fit", "train"]
+
+#: Images a forward pass of the evaluation; on a GPU as many more as images of 224 pixels a side would fill, up to a limit.
+EVAL_BATCH: Final = 256
+EVAL_BATCH_MOST: Final = 1024
+#: Steps between two looks for a divergence; looking makes a GPU wait, and costs a CPU nothing.
+CHECK_EVERY_STEPS: Final = {"cpu": 1, "cuda": 20}
 
 
 @dataclass(frozen=True)
@@ -36,19 +43,6 @@ class Outcome:
     accuracy: float
     train_s: float
     curve: tuple[Epoch, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a training keeps its state, and `key`, which a state to resume from must carry.
-
-    `every_s`: least seconds between two times that it is kept; `at_end`: whether the last epoch's is.
-    """
-
-    path: Path
-    key: str
-    every_s: float = 0.0
-    at_end: bool = True
 
 
 def train(
@@ -61,17 +55,19 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
+    acceleration: Acceleration = Acceleration(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Trains `module` in place for the recipe's epochs; same arguments on one CPU, same accuracy (a GPU adds in any order).
 
-    With a `checkpoint` the state is kept after epochs and resumed from; `until` stops after so many epochs of the recipe's
-    schedule. Raises TrainError when the loss is no longer
-    finite or memory runs out, RecipeError when the kept state belongs to another training.
+    The module ends with the weights that were evaluated last. With a `checkpoint` the state is kept after epochs and
+    resumed from; `until` stops after so many epochs of the recipe's schedule, and evaluates there. `acceleration` changes
+    the result by rounding at most. Raises TrainError when the loss or its gradient is no longer finite or memory runs out,
+    RecipeError when the kept state belongs to another training.
     """
     require_fit(recipe, split)
     with _random_state_kept(device):
         try:
-            loop = _Loop(module.to(device), recipe, split, seed, device)
+            loop = _Loop(module.to(device), recipe, split, seed, device, acceleration)
             return loop.run(on_epoch, checkpoint, min(recipe.epochs, until or recipe.epochs))
         except torch.OutOfMemoryError as error:
             raise TrainError(
@@ -93,23 +89,38 @@ def require_fit(recipe: Recipe, split: Split) -> None:
 class _Loop:
     """State of one training."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, split: Split, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        split: Split,
+        seed: int,
+        device: torch.device,
+        acceleration: Acceleration,
+    ) -> None:
         self.module, self.recipe, self.split, self.seed, self.device = module, recipe, split, seed, device
         self.steps_per_epoch = len(split.train_labels) // recipe.batch_size
-        self.optimizer = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.lr, fused=True)
+        self.step = Step(module, recipe, device, acceleration)
+        self.average = WeightAverage(module, recipe.ema) if recipe.ema is not None else None
         self.mean, self.std = (moment.to(device) for moment in _statistics(split.train_images))
+        side = split.train_images.shape[-1]
+        is_gpu = device.type == "cuda"
+        self.eval_batch = min(EVAL_BATCH_MOST, EVAL_BATCH * max(1, 224**2 // side**2)) if is_gpu else EVAL_BATCH
         self.curve: list[Epoch] = []
+        #: Whether other weights are evaluated than are trained, and those of the last evaluation until training goes on.
+        self.has_others = self.average is not None or bool(recipe.precise_bn and batch_norms(module))
+        self.evaluated: dict[str, Tensor] | None = None
 
     def run(self, on_epoch: Callable[[Epoch], None] | None, checkpoint: Checkpoint | None, num_epochs: int) -> Outcome:
         if checkpoint is not None:
-            self.restore(checkpoint)
+            self.restore(checkpoint, num_epochs)
         kept_at = time.perf_counter()
         while len(self.curve) < num_epochs:
-            start = time.perf_counter()
-            loss = self.train_epoch(len(self.curve))
-            accuracy = self.evaluate()
-            self.curve.append(Epoch(len(self.curve) + 1, loss, accuracy, time.perf_counter() - start))
-            is_last = len(self.curve) == num_epochs
+            epoch, start = len(self.curve) + 1, time.perf_counter()
+            is_last = epoch == num_epochs
+            loss = self.train_epoch(epoch - 1)
+            accuracy = self.evaluate() if is_last or epoch % self.recipe.eval_every == 0 else None
+            self.curve.append(Epoch(epoch, loss, accuracy, time.perf_counter() - start))
             if checkpoint is not None:
                 is_due = not is_last and time.perf_counter() - kept_at >= checkpoint.every_s
                 if is_due or (is_last and checkpoint.at_end):
@@ -117,101 +128,136 @@ class _Loop:
                     kept_at = time.perf_counter()
             if on_epoch is not None:
                 on_epoch(self.curve[-1])
+        if self.evaluated is not None:
+            self.module.load_state_dict(self.evaluated)
         curve = tuple(self.curve[:num_epochs])
         last = curve[-1].accuracy
         assert last is not None
         return Outcome(last, sum(epoch.seconds for epoch in curve), curve)
 
+    # -- training -----------------------------------------------------------------------------------------------------
+
     def train_epoch(self, epoch: int) -> float:
-        """One pass over the training images; the mean loss. Raises TrainError when it is not finite."""
+        """One pass over the training images; the mean loss. Raises TrainError when a step is not finite."""
         self.module.train()
-        torch.manual_seed(_mix(self.seed, epoch))
-        generator = torch.Generator(self.device).manual_seed(_mix(self.seed, epoch))
-        order = torch.randperm(
-            len(self.split.train_labels), generator=torch.Generator().manual_seed(_mix(self.seed, epoch))
-        )
-        total, recipe = torch.zeros((), device=self.device), self.recipe
-        for step in range(self.steps_per_epoch):
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].to(self.split.train_labels.device)
-            self.set_lr(epoch * self.steps_per_epoch + step)
-            total += self.train_step(batch, generator)
-            if (step + 1) % CHECK_EVERY_STEPS == 0 or step + 1 == self.steps_per_epoch:
-                self.require_finite(total, epoch, step)
-        return float(total) / self.steps_per_epoch
+        self.evaluated = None
+        recipe, seed = self.recipe, _mix(self.seed, epoch)
+        torch.manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        order = torch.randperm(len(self.split.train_labels), generator=torch.Generator().manual_seed(seed))
+        side = self.split.train_images.shape[-1]
+        mixes = draw_mixes(recipe, self.steps_per_epoch * recipe.accumulate, side, seed)
+        mixes = None if mixes is None else mixes.to(self.device).view(self.steps_per_epoch, recipe.accumulate, -1)
+        told = torch.zeros(self.steps_per_epoch, 2, device=self.device)
+        num_done, num_steps = epoch * self.steps_per_epoch, recipe.epochs * self.steps_per_epoch
+        feed = batches(self.split, order, recipe.batch_size, self.device)
+        for step, (images, labels) in enumerate(feed):
+            parts = self.parts(images, labels, None if mixes is None else mixes[step], generator)
+            loss, norm = self.step(parts, learning_rate(recipe, num_done + step, num_steps))
+            told[step, 0] = loss
+            if norm is not None:
+                told[step, 1] = norm
+            if self.average is not None:
+                self.average.update(num_done + step + 1)
+            if (step + 1) % CHECK_EVERY_STEPS[self.device.type] == 0 or step + 1 == self.steps_per_epoch:
+                self.require_finite(told[: step + 1], epoch)
+        return float(told[:, 0].double().mean())
 
-    def train_step(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """One optimizer step on the images `batch` indexes; their mean loss, on the device."""
-        total = torch.zeros((), device=self.device)
-        for part in batch.chunk(self.recipe.accumulate):
-            images = augment(self.split.train_images[part].to(self.device), self.recipe, generator)
-            labels = self.split.train_labels[part].to(self.device)
-            with self.autocast():
-                logits = self.module(self.normalized(images))
-                loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-            (loss / self.recipe.accumulate).backward()
-            total += loss.detach() / self.recipe.accumulate
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+    def parts(self, images: Tensor, labels: Tensor, mixes: Tensor | None, generator: torch.Generator) -> list[Part]:
+        """A batch of uint8 images augmented as the recipe says, in the parts that are run one after another."""
+        found, recipe = [], self.recipe
+        chunks = zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
+        for index, (part, part_labels) in enumerate(chunks):
+            pixels, share = augment(part, recipe, generator), None
+            if recipe.color:
+                pixels = change_color(pixels.float(), recipe.color, generator)
+            pixels = self.normalized(pixels)
+            if recipe.random_erasing:
+                pixels = erase(pixels, recipe.random_erasing, generator)
+            if mixes is not None:
+                pixels, share = mix(pixels, mixes[index])
+            found.append(Part(pixels, part_labels, share))
+        return found
 
-    @torch.inference_mode()
+    def normalized(self, images: Tensor) -> Tensor:
+        """0..255 of any type -> fp32 with mean 0 and deviation 1 a channel."""
+        return (images.float() - self.mean) / self.std
+
+    def require_finite(self, told: Tensor, epoch: int) -> None:
+        """Raises TrainError for the first step of the epoch whose loss or gradient, (steps, 2), is not finite."""
+        if bool(told.isfinite().all()):
+            return
+        step = int(told.isfinite().all(1).logical_not().nonzero()[0])
+        loss, norm = told[step].tolist()
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        at = epoch * self.steps_per_epoch + step + 1
+        raise TrainError(f"diverged: {what} at step {at} (epoch {epoch + 1}, seed {self.seed})")
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
     def evaluate(self) -> float:
         """Share of the evaluation images that are classified correctly."""
+        with self.as_evaluated():
+            if self.has_others:
+                self.evaluated = _copied(self.module)
+            return self.accuracy()
+
+    @torch.inference_mode()
+    def accuracy(self) -> float:
+        """That of the module as it is now."""
         self.module.eval()
         correct = torch.zeros((), device=self.device)
-        for images, labels in zip(
-            self.split.eval_images.split(EVAL_BATCH), self.split.eval_labels.split(EVAL_BATCH), strict=True
-        ):
-            with self.autocast():
+        size = self.eval_batch
+        for images, labels in zip(self.split.eval_images.split(size), self.split.eval_labels.split(size), strict=True):
+            with autocast(self.recipe, self.device):
                 correct += (
                     self.module(self.normalized(images.to(self.device))).argmax(1) == labels.to(self.device)
                 ).sum()
         return float(correct) / len(self.split.eval_labels)
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """uint8 -> fp32 with mean 0 and deviation 1 a channel."""
-        return (images.float() - self.mean) / self.std
+    @contextlib.contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """The module has the weights and statistics that are evaluated, in the body."""
+        if not self.has_others:
+            yield
+            return
+        trained = _copied(self.module)
+        try:
+            if self.average is not None:
+                self.average.load()
+            if self.recipe.precise_bn:
+                with autocast(self.recipe, self.device):
+                    recompute_statistics(self.module, self.plain_images(self.recipe.precise_bn))
+            yield
+        finally:
+            self.module.load_state_dict(trained)
 
-    def set_lr(self, step: int) -> None:
-        lr = learning_rate(self.recipe, step, self.recipe.epochs * self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def plain_images(self, num_images: int) -> Iterator[Tensor]:
+        """At most so many training images without augmentation, always the same, in batches of about one size."""
+        num_all = len(self.split.train_labels)
+        chosen = torch.randperm(num_all, generator=torch.Generator().manual_seed(0))[:num_images]
+        images = self.split.train_images
+        for part in chosen.tensor_split(math.ceil(len(chosen) / self.eval_batch)):
+            yield self.normalized(images[part.to(images.device)].to(self.device))
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if (
-            self.device.type == "cuda"
-            and self.recipe.precision == "mixed"
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
-        if not math.isfinite(float(loss)):
-            at = epoch * self.steps_per_epoch + step + 1
-            raise TrainError(f"diverged: the loss is {float(loss)} by step {at} (epoch {epoch + 1}, seed {self.seed})")
+    # -- keeping ------------------------------------------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint) -> None:
-        state = {
-            "key": checkpoint.key,
-            "curve": [asdict(epoch) for epoch in self.curve],
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        unfinished = checkpoint.path.with_suffix(f".{os.getpid()}.part")
-        try:
-            torch.save(state, unfinished)
-            unfinished.replace(checkpoint.path)
-        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise DataError(
-                f"{checkpoint.path}: the state of the training cannot be written: {_first_line(error)}; free some space, or "
-                "use another folder"
-            ) from None
+        """Keeps the state: `module` are the weights that are evaluated, `trained` those to go on from where they differ."""
+        state = {"key": checkpoint.key, "curve": [asdict(epoch) for epoch in self.curve], **self.step.state()}
+        if self.has_others:
+            if self.evaluated is None:
+                with self.as_evaluated():
+                    self.evaluated = _copied(self.module)
+            state |= {"module": self.evaluated, "trained": self.module.state_dict()}
+        else:
+            state["module"] = self.module.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.values
+        write_checkpoint(state, checkpoint.path)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint, num_epochs: int) -> None:
+        """Goes on from the kept state, if there is one that leads to `num_epochs` and an evaluation there."""
         if not checkpoint.path.exists():
             return
         state = read_checkpoint(checkpoint.path)
@@ -220,24 +266,18 @@ class _Loop:
                 f"{checkpoint.path}: the state of another training (other architecture, recipe, data, seed or starting weights); "
                 "move it away, or train into another folder with --to"
             )
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.curve = [Epoch(**row) for row in state["curve"]]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state kept at `path`, read without running any code in it. Raises RecipeError for a file that is none."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file leads to
-        raise RecipeError(f"{path}: not a checkpoint that can be read safely: {_first_line(error)}") from None
-    if not isinstance(state, dict) or "module" not in state:
-        raise RecipeError(f"{path}: not a checkpoint of swinexplore")
-    return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+        curve = [Epoch(**row) for row in state["curve"]]
+        if len(curve) > num_epochs and curve[num_epochs - 1].accuracy is None:
+            return  # it went past this epoch without an evaluation: only a new training can tell its accuracy
+        self.curve = curve
+        self.module.load_state_dict(state.get("trained", state["module"]))
+        self.step.restore(state)
+        if self.average is not None:
+            self.average.restore(state["average"])
+        if self.has_others:
+            self.evaluated = {name: value.to(self.device) for name, value in state["module"].items()}
+        if len(curve) == num_epochs and curve[-1].accuracy is None:
+            self.curve[-1] = replace(curve[-1], accuracy=self.evaluate())
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -249,35 +289,15 @@ def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Random crop after padding with the edge, and random horizontal flip; (B, C, H, W) of any type, one draw an image."""
-    B, _, _, side = images.shape
-    padding = int(side * recipe.crop_padding)
-    if padding:
-        padded = F.pad(images.float(), (padding,) * 4, mode="replicate").to(images.dtype)
-        offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=generator, device=images.device)
-        rows, columns = offsets + torch.arange(side, device=images.device)
-        images = padded[torch.arange(B, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        images = images.permute(0, 3, 1, 2)
-    if recipe.flip:
-        flipped = torch.rand(B, generator=generator, device=images.device) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    return images
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms, biases, position biases and temperatures are not decayed, as in the Swin authors' code."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        is_kept = parameter.ndim <= 1 or any(part in name for part in ("bias_table", "cpb_mlp", "logit_scale"))
-        (others if is_kept else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the module's state."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation a channel, (1, C, 1, 1), over some 500 images taken evenly."""
-    sample = images[:: max(1, len(images) // 500)].float()
+    chosen = torch.arange(0, len(images), max(1, len(images) // 500), device=images.device)
+    sample = images[chosen].float()
     return sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True).clamp_min(1e-3)
 
 

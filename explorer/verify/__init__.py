@@ -1,8 +1,9 @@
 """Looks once more at what a study found: its front measured again and trained longer, or one architecture evaluated anew.
 
 A front holds the lucky among equals: short trainings from one seed, latencies of one day. `verify` trains its members
-longer and from several seeds and measures them again; `order.compare` says how the order changes. The trainings are facts
-in the store and the results its verifications, so that a verification that was stopped goes on.
+longer and from several seeds, evaluates them on the test part, which no search sees, and measures them again;
+`order.compare` says how the order changes. The trainings are facts in the store and the results its verifications, so that
+a verification that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class Progress:
 
 
 def verification_key(plan: Plan, seeds: Sequence[int]) -> str:
-    """How members were verified: recipe, epochs and seeds."""
-    return f"{plan.recipe.id}/{plan.recipe.epochs}/{seeds[0]}-{seeds[-1]}"
+    """How members were verified: recipe, epochs, seeds and the part that was evaluated on."""
+    return f"{plan.recipe.id}/{plan.recipe.epochs}/{seeds[0]}-{seeds[-1]}/{plan.part}"
 
 
 def verify(
@@ -91,7 +92,7 @@ def verify(
     found = [run.measured(member) for member in members]
     found = [run.trained(one) for one in found]
     epochs = (record.identity["recipe"]["epochs"], plan.recipe.epochs)
-    return Verified(record.name, plan.target, plan.recipe.id, *epochs, seeds, compare(found))
+    return Verified(record.name, plan.target, plan.recipe.id, *epochs, seeds, compare(found), plan.part)
 
 
 @dataclass

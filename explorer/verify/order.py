@@ -98,7 +98,10 @@ def _ranks(values: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class Verified:
-    """What a verification found. `recipe_id` and `epochs` are of the longer training, `study_epochs` of the study's."""
+    """What a verification found. `recipe_id` and `epochs` are of the longer training, `study_epochs` of the study's.
+
+    `part`: of the data, that the verified accuracies are of; the study's are of the held-out part.
+    """
 
     study: str
     target: Target
@@ -107,6 +110,7 @@ class Verified:
     epochs: int
     seeds: tuple[int, ...]
     candidates: tuple[Ranked, ...]
+    part: str
 
     @property
     def tau_b(self) -> float | None:
@@ -148,4 +152,8 @@ class Verified:
             said.append(f"most accurate: {best.found.arch.name}, {before}")
         if self.tau_b is not None:
             said.append(f"order of the accuracies, study against verified: Kendall tau-b {self.tau_b:.2f}")
+        if any(one.found.accuracies for one in self.candidates):
+            said.append(
+                f"verified accuracies are of the {self.part} part of the data, the study's of the held-out part"
+            )
         return said

@@ -95,11 +95,15 @@ def _require_same_target(record: StudyRecord, target: Target) -> None:
 
 
 def longer(plan: Plan, *, recipe: Recipe | None = None, epochs: int | None = None) -> Plan:
-    """The plan with another recipe, and the epochs given; with neither, twice the epochs. The schedule is stretched."""
+    """The plan with another recipe, and the epochs given; with neither, twice the epochs. The schedule is stretched.
+
+    Evaluated on the test part, which no search has seen: what was chosen by the held-out part looks better there than it is.
+    """
     chosen = recipe or plan.recipe
     if epochs is None:
         epochs = chosen.epochs if recipe is not None else TIMES_LONGER * chosen.epochs
-    return replace(plan, recipe=chosen.model_copy(update={"epochs": epochs}), rungs=(), max_latency_ms=None)
+    chosen = chosen.model_copy(update={"epochs": epochs})
+    return replace(plan, recipe=chosen, rungs=(), max_latency_ms=None, part="test")
 
 
 def front_of(record: StudyRecord, store: Store, max_latency_ms: float | None = None) -> list[Candidate]:

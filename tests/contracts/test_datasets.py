@@ -23,8 +23,9 @@ from PIL import Image
 from torchvision import datasets
 
 from explorer.errors import DataError
-from explorer.training.data import Data, describe, load
-from explorer.training.folders import IDX_FILES, DataInfo, Source
+from explorer.training.data import Data, Source, describe, load
+from explorer.training.folders import IDX_FILES, DataInfo
+from explorer.training.images import Part
 
 CPU = torch.device("cpu")
 
@@ -167,6 +168,13 @@ def cifar100_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     return Case("cifar100", folder / "root", (100, 3, 50_000, 10_000), 100, 100)
 
 
+def hub_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
+    hub = pytest.importorskip("datasets", reason="pip install 'swinexplore[huggingface]'")
+    patch.setattr(hub.config, "HF_HUB_OFFLINE", True)
+    hub.disable_progress_bars()
+    return Case(f"hf:{write_split_tree(folder / 'set')}", folder / "root", (3, 3, 42, 9), 42, 9)
+
+
 CASES: dict[str, Callable[[Path, pytest.MonkeyPatch], Case]] = {
     "contours": contours_case,
     "debian-idx": debian_case,
@@ -176,6 +184,7 @@ CASES: dict[str, Callable[[Path, pytest.MonkeyPatch], Case]] = {
     "fashion-mnist": fashion_mnist_case,
     "cifar10": cifar10_case,
     "cifar100": cifar100_case,
+    "hub": hub_case,
 }
 
 
@@ -193,8 +202,9 @@ def loaded(case: Case) -> Data:
 
 def numbered(data: Data) -> Data:
     """The same set with numbers for images: 0, 1, ... for training images, -1, -2, ... for test images."""
-    train, test = torch.arange(len(data.source.train_labels)), -1 - torch.arange(len(data.source.test_labels))
-    return replace(data, source=Source(train, data.source.train_labels, test, data.source.test_labels))
+    train, test = data.source.train, data.source.test
+    test = replace(test, images=-1 - torch.arange(len(test.labels)))
+    return replace(data, source=Source(replace(train, images=torch.arange(len(train.labels))), lambda: test))
 
 
 def test_description_tells_classes_channels_and_counts(case: Case) -> None:
@@ -225,8 +235,8 @@ def test_images_are_bytes_of_the_wanted_size_with_labels_in_range(case: Case, lo
     num_classes, channels, _, _ = case.described
     source, side = loaded.source, case.image_size
     for images, labels, num_images in (
-        (source.train_images, source.train_labels, case.num_train),
-        (source.test_images, source.test_labels, case.num_test),
+        (source.train.images, source.train.labels, case.num_train),
+        (source.test.images, source.test.labels, case.num_test),
     ):
         assert (images.dtype, images.shape) == (torch.uint8, (num_images, channels, side, side))
         assert (labels.dtype, labels.shape) == (torch.int64, (num_images,))
@@ -236,14 +246,14 @@ def test_images_are_bytes_of_the_wanted_size_with_labels_in_range(case: Case, lo
 def test_training_and_test_images_are_not_mixed_up(case: Case, loaded: Data) -> None:
     if not case.is_marked:
         pytest.skip("its images do not tell what part they are of")
-    assert loaded.source.train_images[:, 0].max() < 100
-    assert loaded.source.test_images[:, 0].min() >= 100
+    assert loaded.source.train.images[:, 0].max() < 100
+    assert loaded.source.test.images[:, 0].min() >= 100
 
 
 def test_channels_are_in_the_order_red_green_blue(case: Case, loaded: Data) -> None:
     if case.described[1] != 3:
         pytest.skip("grey images")
-    red, green, blue = loaded.source.train_images.int().unbind(1)
+    red, green, blue = loaded.source.train.images.int().unbind(1)
     assert torch.equal(green, red + 30)
     assert torch.equal(blue, red + 60)
 
@@ -253,11 +263,11 @@ def test_search_trains_and_evaluates_on_disjoint_training_images(loaded: Data) -
     train, held_out = split.train_images.tolist(), split.eval_images.tolist()
     assert train
     assert held_out
-    assert sorted(train + held_out) == list(range(len(loaded.source.train_labels)))
+    assert sorted(train + held_out) == list(range(len(loaded.source.train.labels)))
 
 
 def test_search_takes_about_a_seventh_for_evaluation(loaded: Data) -> None:
-    num_train = len(loaded.source.train_labels)
+    num_train = len(loaded.source.train.labels)
     assert len(loaded.for_search(None, None).eval_labels) == min(10_000, num_train // 7)
 
 
@@ -267,16 +277,35 @@ def test_training_takes_all_training_images_and_the_test_images(case: Case, load
     assert sorted(split.eval_images.tolist()) == list(range(-case.num_test, 0))
 
 
-@pytest.mark.parametrize("purpose", ["search", "training"])
+def test_verification_trains_as_a_search_does_and_evaluates_on_the_test_images(case: Case, loaded: Data) -> None:
+    data = numbered(loaded)
+    split = data.for_verification(None, None)
+    assert torch.equal(split.train_images, data.for_search(None, None).train_images)
+    assert sorted(split.eval_images.tolist()) == list(range(-case.num_test, 0))
+    assert torch.equal(data.for_verification(5, 2).train_images, split.train_images[:5])
+
+
+def test_search_reads_no_test_image(loaded: Data) -> None:
+    def no_test() -> Part:
+        raise AssertionError("a test image was read")
+
+    data = replace(loaded, source=Source(loaded.source.train, no_test))
+    assert len(data.for_search(None, None).eval_labels) == data.num_held_out
+    for of in (data.for_verification, data.for_training):
+        with pytest.raises(AssertionError, match="a test image was read"):
+            of(None, None)
+
+
+@pytest.mark.parametrize("purpose", ["search", "training", "verification"])
 def test_limits_are_kept_and_images_keep_their_labels(purpose: str, loaded: Data) -> None:
     data = numbered(loaded)
-    split = (data.for_search if purpose == "search" else data.for_training)(10, 3)
+    split = getattr(data, f"for_{purpose}")(10, 3)
     assert (len(split.train_images), len(split.eval_images)) == (10, 3)
     assert (len(split.train_labels), len(split.eval_labels)) == (10, 3)
     assert not set(split.train_images.tolist()) & set(split.eval_images.tolist())
     for images, labels in ((split.train_images, split.train_labels), (split.eval_images, split.eval_labels)):
         for number, label in zip(images.tolist(), labels.tolist(), strict=True):
-            of_part = loaded.source.train_labels if number >= 0 else loaded.source.test_labels
+            of_part = loaded.source.train.labels if number >= 0 else loaded.source.test.labels
             assert of_part[number if number >= 0 else -1 - number] == label
 
 
@@ -304,16 +333,17 @@ def test_second_load_gives_the_same_images_and_the_same_held_out_part(case: Case
     again = load(info, image_size=case.image_size, channels=info.channels, device=CPU)
     assert again.info == loaded.info
     assert torch.equal(again.for_search(None, None).eval_images, loaded.for_search(None, None).eval_images)
-    for field in ("train_images", "train_labels", "test_images", "test_labels"):
-        assert torch.equal(getattr(again.source, field), getattr(loaded.source, field)), field
+    for part, before in ((again.source.train, loaded.source.train), (again.source.test, loaded.source.test)):
+        assert torch.equal(part.images, before.images)
+        assert torch.equal(part.labels, before.labels)
 
 
 def test_other_number_of_channels_is_repeated_from_grey_and_else_refused(case: Case, loaded: Data) -> None:
     info = describe(case.spec, case.root)
     if info.channels == 1:
-        images = load(info, image_size=case.image_size, channels=3, device=CPU).source.train_images
+        images = load(info, image_size=case.image_size, channels=3, device=CPU).source.train.images
         assert images.shape[1] == 3
-        assert torch.equal(images, loaded.source.train_images.expand_as(images))
+        assert torch.equal(images, loaded.source.train.images.expand_as(images))
     else:
         with pytest.raises(
             DataError, match="its images have 3 channels, 1 are expected; use a model with C3"
@@ -336,33 +366,33 @@ def cache_files(folder: Path) -> list[Path]:
 
 def test_plain_tree_is_divided_into_training_and_test_images_without_overlap(tmp_path: Path) -> None:
     source = load_folder(write_plain_tree(tmp_path / "set")).source
-    train, test = source.train_images[:, 0, 0, 0].tolist(), source.test_images[:, 0, 0, 0].tolist()
+    train, test = source.train.images[:, 0, 0, 0].tolist(), source.test.images[:, 0, 0, 0].tolist()
     assert sorted(train + test) == list(range(60))
-    assert set(source.test_labels.tolist()) == {0, 1, 2}
+    assert set(source.test.labels.tolist()) == {0, 1, 2}
 
 
 def test_tree_images_have_the_label_of_their_folder_in_order_of_name(tmp_path: Path) -> None:
     source = load_folder(write_split_tree(tmp_path / "set")).source
-    assert [level // 14 for level in source.train_images[:, 0, 0, 0].tolist()] == source.train_labels.tolist()
-    assert [(level - 100) // 3 for level in source.test_images[:, 0, 0, 0].tolist()] == source.test_labels.tolist()
+    assert [level // 14 for level in source.train.images[:, 0, 0, 0].tolist()] == source.train.labels.tolist()
+    assert [(level - 100) // 3 for level in source.test.images[:, 0, 0, 0].tolist()] == source.test.labels.tolist()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".PNG", ".bmp", ".ppm", ".webp", ".tif"])
 def test_every_image_format_of_a_tree_is_read(suffix: str, tmp_path: Path) -> None:
     folder = write_plain_tree(tmp_path / "set")
     Image.new("RGB", (40, 30), (250, 250, 250)).save(folder / "ant" / f"000a{suffix}")
-    images = load_folder(folder).source.train_images
+    images = load_folder(folder).source.train.images
     assert images.shape[0] == 55
-    assert images[1].float().mean() == pytest.approx(250, abs=3)
+    assert images.flatten(1).float().mean(1).max() == pytest.approx(250, abs=3)
 
 
 def test_images_of_all_shapes_and_modes_are_cropped_to_rgb_squares(tmp_path: Path) -> None:
     folder = write_plain_tree(tmp_path / "set")
     for index, (mode, colour) in enumerate([("L", 200), ("RGBA", (200, 200, 200, 255)), ("1", 1), ("LA", (200, 255))]):
         Image.new(mode, (7 + 50 * index, 31), colour).save(folder / "ant" / f"000{index}.png")
-    images = load_folder(folder).source.train_images
+    images = load_folder(folder).source.train.images
     assert images.shape == (58, 3, 16, 16)
-    assert (images[1:5].flatten(1).float().mean(1) >= 199).sum() == 4
+    assert (images.flatten(1).float().mean(1) >= 199).sum() == 4
 
 
 def test_test_part_may_be_named_val_test_or_validation(tmp_path: Path) -> None:
@@ -437,6 +467,7 @@ def test_id_of_an_idx_folder_changes_with_one_value_of_any_file(name: str, tmp_p
 def test_second_load_of_a_tree_opens_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_split_tree(tmp_path / "set")
     first = load_folder(folder).source
+    assert len(first.test.labels) == 9
     before = {file: file.stat().st_mtime_ns for file in cache_files(folder)}
 
     def no_decoder(*_: object) -> None:
@@ -444,9 +475,10 @@ def test_second_load_of_a_tree_opens_no_image(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Image, "open", no_decoder)
     second = load_folder(folder).source
-    assert torch.equal(first.train_images, second.train_images)
+    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.test.images, second.test.images)
     assert {file: file.stat().st_mtime_ns for file in cache_files(folder)} == before
-    with pytest.raises(AssertionError, match="an image was opened"):
+    with pytest.raises(DataError, match=r"42 of 42 training images cannot be read.*an image was opened"):
         load_folder(folder, image_size=8)
 
 
@@ -454,15 +486,15 @@ def test_tree_that_changes_is_decoded_anew(tmp_path: Path) -> None:
     folder = write_plain_tree(tmp_path / "set")
     load_folder(folder)
     add_image(folder)
-    assert len(load_folder(folder).source.train_labels) == 55
+    assert len(load_folder(folder).source.train.labels) == 55
 
 
 def test_loaded_tree_can_be_written_to_without_changing_its_cache(tmp_path: Path) -> None:
     folder = write_plain_tree(tmp_path / "set")
-    images = load_folder(folder).source.train_images
+    images = load_folder(folder).source.train.images
     kept = images.clone()
     images.zero_()
-    assert torch.equal(load_folder(folder).source.train_images, kept)
+    assert torch.equal(load_folder(folder).source.train.images, kept)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -471,7 +503,7 @@ def test_loaded_tree_can_be_written_to_without_changing_its_cache(tmp_path: Path
 def refused(folder: Path) -> str:
     """The message of the DataError that describing and loading `folder` ends with."""
     with pytest.raises(DataError) as caught:
-        load_folder(folder)
+        assert load_folder(folder).source.test
     return str(caught.value)
 
 
@@ -625,8 +657,8 @@ def test_plain_tree_keeps_a_training_and_a_test_image_of_every_class(tmp_path: P
     folder = write_images(tmp_path / "set", {"ant": 3, "bee": 21})
     described = describe(str(folder), tmp_path / "root")
     loaded = load(described, image_size=8, channels=3, device=CPU)
-    assert loaded.source.train_labels.bincount().tolist() == [2, 19]
-    assert loaded.source.test_labels.bincount().tolist() == [1, 2]
+    assert loaded.source.train.labels.bincount().tolist() == [2, 19]
+    assert loaded.source.test.labels.bincount().tolist() == [1, 2]
 
 
 def test_plain_tree_with_a_class_of_one_image_is_refused(tmp_path: Path) -> None:
@@ -656,9 +688,10 @@ def test_unreadable_images_are_counted_and_the_first_is_named(broken: Callable[[
     broken(first)
     broken(second)
     message = refused(folder)
-    assert "2 of 42 images cannot be read" in message
+    assert "2 of 42 training images cannot be read, more than the share of 0.01" in message
     assert str(first) in message
-    assert cache_files(folder) == []
+    assert str(second) in message
+    assert not [file for file in cache_files(folder) if file.suffix == ".json"], "nothing would be taken for whole"
 
 
 def test_tree_whose_unreadable_image_was_mended_is_loaded(tmp_path: Path) -> None:
@@ -668,17 +701,17 @@ def test_tree_whose_unreadable_image_was_mended_is_loaded(tmp_path: Path) -> Non
     text_image(file)
     refused(folder)
     file.write_bytes(sound)
-    assert len(load_folder(folder).source.train_labels) == 42
+    assert len(load_folder(folder).source.train.labels) == 42
 
 
 @pytest.mark.parametrize("content", [b"", b"cut off"], ids=["empty", "cut-off"])
 def test_broken_cache_is_made_anew_or_named(content: bytes, tmp_path: Path) -> None:
     folder = write_split_tree(tmp_path / "set")
-    whole = load_folder(folder).source.train_images.clone()
+    whole = load_folder(folder).source.train.images.clone()
     for cache in cache_files(folder):
         cache.write_bytes(content)
     try:
-        assert torch.equal(load_folder(folder).source.train_images, whole)
+        assert torch.equal(load_folder(folder).source.train.images, whole)
     except DataError as error:
         assert str(cache_files(folder)[0].parent) in str(error)
 
@@ -746,6 +779,15 @@ def test_fashion_mnist_with_fewer_labels_than_images_is_refused(tmp_path: Path, 
     labels = idx_bytes((np.arange(30) % 10).astype(np.uint8))
     (tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(DataError, match="fashion-mnist"):
+        load_spec("fashion-mnist", tmp_path)
+
+
+def test_label_that_the_set_does_not_have_is_refused(tmp_path: Path, no_network: pytest.MonkeyPatch) -> None:
+    write_fashion_mnist(tmp_path)
+    labels = (np.arange(40) % 10).astype(np.uint8)
+    labels[[5, 6]] = 17
+    (tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    with pytest.raises(DataError, match=r"label 17 of train image 5 is out of range \(2 are\); allowed: 0 to 9"):
         load_spec("fashion-mnist", tmp_path)
 
 

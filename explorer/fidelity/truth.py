@@ -1,0 +1,244 @@
+"""Which of two networks is the more accurate when trained in full: the paper's tables, or results of one's own.
+
+Only what is known is a pair: within a group of the paper nothing is, but for what a single comparison states, nor between
+two results that their spread does not tell apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from explorer.arch import Arch, parse_name, sizes_in
+from explorer.errors import ArchError, StoreError, TableError, UserError
+from explorer.paper import STATED, TABLES, PaperRow
+
+#: Two results are of known order where they differ by more than so many standard deviations of their difference.
+NUM_DEVIATIONS: Final = 2.0
+#: What stands in place of an accuracy where the training diverged.
+DIVERGED: Final = "diverged"
+TRUTH_COLUMNS: Final = ("name", "arch_id", "accuracy", "std")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks of known order, by their ids. `kind`: how it is known.
+
+    `group`: the paper's groups of top-1; `stated`: single comparisons of the paper, and what follows from them; `measured`:
+    results of one's own.
+    """
+
+    better: str
+    worse: str
+    kind: Literal["group", "stated", "measured"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What full trainings said of some networks.
+
+    `labels`: what stands for the result of each, for people; `levels`: a number that orders those results, the higher the
+    better, of every network of which something is known beside single comparisons. Both by the network's id.
+    """
+
+    name: str
+    archs: tuple[Arch, ...]
+    labels: Mapping[str, str]
+    levels: Mapping[str, float]
+    pairs: tuple[Pair, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def of_kind(self, *, stated: bool) -> tuple[Pair, ...]:
+        """The pairs that single comparisons state, or all others."""
+        return tuple(pair for pair in self.pairs if (pair.kind == "stated") == stated)
+
+
+def truth_of_paper(tables: Sequence[str] = ("table4", "table5", "table6"), name: str = "") -> Truth:
+    """The order that tables of Koo et al. 2023 give, networks that stand in several tables counted once.
+
+    A group of one table counts in the others too, a single comparison only with the table that states it. A network whose
+    order to no other is known is left out. Raises UserError for a table that is none of these.
+    """
+    for table in tables:
+        if table not in STATED:
+            raise UserError(f"tables: {table!r} is none that gives an order; allowed: {', '.join(STATED)}")
+    groups = {row.arch.id: row.top1_group for rows in TABLES.values() for row in rows if row.top1_group is not None}
+    rows = {row.arch.id: row for table in tables for row in TABLES[table]}
+    archs = {arch_id: row.arch for arch_id, row in rows.items()}
+    stated = []
+    for better, worse in itertools.chain.from_iterable(STATED[table] for table in tables):
+        pair = (parse_name(better), parse_name(worse))
+        archs |= {arch.id: arch for arch in pair}
+        stated.append((pair[0].id, pair[1].id))
+    levels = {arch_id: float(groups[arch_id]) for arch_id in archs if arch_id in groups}
+    grouped = [
+        Pair(one, other, "group") for one, other in itertools.permutations(levels, 2) if levels[one] > levels[other]
+    ]
+    known = {(pair.better, pair.worse) for pair in grouped}
+    implied = [Pair(*pair, "stated") for pair in sorted(_closed(known | set(stated)) - known)]
+    pairs = (*grouped, *implied)
+    ordered = {arch_id for pair in pairs for arch_id in (pair.better, pair.worse)}
+    found = {arch_id: arch for arch_id, arch in archs.items() if arch_id in ordered}
+    labels = {arch_id: _label(rows.get(arch_id), groups.get(arch_id)) for arch_id in found}
+    return Truth(name or "+".join(tables), tuple(found.values()), labels, levels, pairs)
+
+
+def truths_of_paper(tables: Sequence[str] = ("table4", "table5", "table6")) -> list[Truth]:
+    """Each table by itself, tables 4 and 5 together (the 61 pairs), and all that are given; raises as `truth_of_paper`."""
+    parts: list[tuple[str, ...]] = [(table,) for table in dict.fromkeys(tables)]
+    joint = [("table4", "table5"), tuple(dict.fromkeys(tables))]
+    parts += [part for part in dict.fromkeys(joint) if len(part) > 1 and set(part) <= set(tables)]
+    return [truth_of_paper(part) for part in parts]
+
+
+def _label(row: PaperRow | None, group: int | None) -> str:
+    """`83.x`, `diverged`, or the words of the table where no group is known."""
+    if group is not None:
+        return f"{group}.x" if group else DIVERGED
+    return row.top1 if row else ""
+
+
+def _closed(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """With every pair that follows from two others."""
+    closed = set(pairs)
+    while True:
+        new = {(a, d) for a, b in closed for c, d in closed if b == c} - closed
+        if not new:
+            return closed
+        closed |= new
+
+
+def read_truth(
+    path: Path,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    find: Callable[[str], Arch] | None = None,
+) -> Truth:
+    """Results of one's own from a CSV file: `name` or `arch_id`, `accuracy` in any one unit or `diverged`, optional `std`.
+
+    `sizes`: of names that give none themselves (as `parse_name` takes them); `find`: the architecture of an id. Two results
+    are of known order where they differ by more than 2 sqrt(std1^2 + std2^2). Raises TableError with line and value.
+    """
+    archs: dict[str, Arch] = {}
+    results: dict[str, tuple[float, float]] = {}
+    lines: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for row in _rows(path):
+        arch = row.arch(sizes or {}, find)
+        if arch.id in archs:
+            raise row.error(row.key, f"is the network of line {lines[arch.id]}; give each network once")
+        archs[arch.id], results[arch.id], lines[arch.id] = arch, (row.accuracy(), row.std()), row.line
+        names[arch.id] = row.cells[row.key]
+    if len(archs) < 2:
+        raise TableError(f"truth {path}: {len(archs)} network(s) are no order; give at least two rows")
+    pairs = [
+        Pair(one, other, "measured")
+        for one, other in itertools.permutations(archs, 2)
+        if _is_above(results[one], results[other])
+    ]
+    if not pairs:
+        raise TableError(
+            f"truth {path}: no two accuracies differ by more than {NUM_DEVIATIONS:g} standard deviations: there is no order "
+            "to rank by; train longer, or from more seeds"
+        )
+    levels = {arch_id: accuracy for arch_id, (accuracy, _) in results.items()}
+    labels = {arch_id: f"{level:g}" if math.isfinite(level) else DIVERGED for arch_id, level in levels.items()}
+    return Truth(path.name, tuple(archs.values()), labels, levels, tuple(pairs), names)
+
+
+def _is_above(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the first (accuracy, deviation) is surely the higher; what diverged lies below everything else."""
+    if -math.inf in (one[0], other[0]):
+        return one[0] > other[0]
+    return one[0] - other[0] > NUM_DEVIATIONS * math.hypot(one[1], other[1])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the file; its methods raise TableError with the place."""
+
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    def error(self, column: str, problem: str) -> TableError:
+        return TableError(f"truth {self.path}: line {self.line}: {column}: {self.cells[column]!r} {problem}")
+
+    @property
+    def key(self) -> str:
+        """The column that says which network: `name`, or `arch_id` where that is empty."""
+        return "name" if self.cells.get("name") else "arch_id"
+
+    def arch(self, sizes: Mapping[str, int], find: Callable[[str], Arch] | None) -> Arch:
+        text = self.cells.get(self.key, "")
+        if not text:
+            raise TableError(f"truth {self.path}: line {self.line}: neither name nor arch_id; give one of them")
+        try:
+            if self.key == "name":
+                return parse_name(text, **{**sizes, **sizes_in(text)})
+            if find is None:
+                raise self.error("arch_id", "cannot be looked up: there is no database; give names instead")
+            return find(text)
+        except ArchError as error:
+            raise self.error("name", f"is no architecture: {error}") from None
+        except StoreError as error:
+            raise self.error("arch_id", f"is no architecture of the database: {error}") from None
+
+    def accuracy(self) -> float:
+        return -math.inf if self.cells["accuracy"] == DIVERGED else self._number("accuracy", f", nor {DIVERGED!r}")
+
+    def std(self) -> float:
+        if not self.cells.get("std"):
+            return 0.0
+        value = self._number("std", "")
+        if value < 0:
+            raise self.error("std", "is below 0; give a standard deviation, or leave it empty")
+        return value
+
+    def _number(self, column: str, also: str) -> float:
+        text = self.cells[column]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or "_" in text:
+            raise self.error(column, f"is not a number{also}; write it as 0.8125 or 81.25")
+        return value
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """The file's rows, blanks around values and empty lines left out."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [cell.strip() for cell in next(reader, [])]
+            _require_header(path, header)
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    if len(cells) != len(header):
+                        raise TableError(
+                            f"truth {path}: line {reader.line_num}: {len(cells)} values under {len(header)} columns; "
+                            "give each column one value"
+                        )
+                    stripped = (cell.strip() for cell in cells)
+                    yield _Row(path, reader.line_num, dict(zip(header, stripped, strict=True)))
+    except OSError as error:
+        raise TableError(f"truth {path}: cannot be read: {error.strerror}; give a CSV file") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise TableError(f"truth {path}: is no CSV text file: {error}") from None
+
+
+def _require_header(path: Path, header: list[str]) -> None:
+    if "accuracy" not in header or not {"name", "arch_id"} & set(header):
+        raise TableError(
+            f"truth {path}: line 1: {', '.join(header) or 'an empty line'} are not the columns; needed: accuracy, and name or "
+            "arch_id; optional: std"
+        )
+    twice = [column for column in TRUTH_COLUMNS if header.count(column) > 1]
+    if twice:
+        raise TableError(f"truth {path}: line 1: column {', '.join(twice)} is there twice; keep one")

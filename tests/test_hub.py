@@ -1,0 +1,216 @@
+"""Sets of Hugging Face, read by the real package from folders that it wrote; nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from explorer.errors import BackendMissing, DataError
+from explorer.training.data import Data, describe, load, prepare
+from explorer.training.folders import DataInfo
+
+datasets = pytest.importorskip("datasets", reason="pip install 'swinexplore[huggingface]'")
+CLASSES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and no bars on stderr."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def encoded(level: int, mode: str = "RGB") -> dict[str, Any]:
+    content = io.BytesIO()
+    Image.new(mode, (8, 8), level if mode == "L" else (level, level, level)).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def split(number: int, first: int = 0, *, mode: str = "RGB", labels: list[int | None] | None = None) -> Any:
+    """Images of rising grey levels, whose classes come in turn."""
+    features = {
+        "picture": datasets.Image(),
+        "kind": datasets.ClassLabel(names=CLASSES),
+        "name": datasets.Value("string"),
+    }
+    rows = {
+        "picture": [encoded(first + index, mode) for index in range(number)],
+        "kind": labels or [index % 3 for index in range(number)],
+        "name": [f"image {index}" for index in range(number)],
+    }
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def saved(folder: Path, **splits: Any) -> str:
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return f"hf:{folder}"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    return saved(tmp_path / "set", train=split(42), test=split(9, 100))
+
+
+def loaded(spec: str, root: Path, channels: int | None = None) -> Data:
+    info = describe(spec, root)
+    return load(info, image_size=8, channels=channels or info.channels, device=torch.device("cpu"))
+
+
+def levels(images: torch.Tensor) -> list[int]:
+    return sorted(images[:, 0, 0, 0].tolist())
+
+
+def test_saved_set_is_described_by_its_features_and_rows(spec: str, tmp_path: Path) -> None:
+    info = describe(spec, tmp_path / "root")
+    assert info == DataInfo(spec, info.id, 3, 3, 42, 9, tmp_path / "root", tuple(CLASSES))
+
+
+def test_images_are_decoded_once_with_their_labels(spec: str, tmp_path: Path) -> None:
+    source = loaded(spec, tmp_path / "root").source
+    assert levels(source.train.images) == list(range(42))
+    assert levels(source.test.images) == list(range(100, 109))
+    assert (source.train.images[:, 0, 0, 0] % 3).tolist() == source.train.labels.tolist()
+    assert source.train.cache is not None
+    before = source.train.cache.stat().st_mtime_ns
+    assert torch.equal(loaded(spec, tmp_path / "root").source.train.images, source.train.images)
+    assert source.train.cache.stat().st_mtime_ns == before
+
+
+def test_fingerprint_is_that_of_the_content(spec: str, tmp_path: Path) -> None:
+    first = describe(spec, tmp_path).id
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    assert describe(f"hf:{tmp_path / 'copy'}", tmp_path / "other").id == first
+    again = saved(tmp_path / "again", train=split(42), test=split(9, 100))
+    assert describe(again, tmp_path).id == first, "another machine may have written it anew"
+    changed = saved(tmp_path / "changed", train=split(42, 1), test=split(9, 100))
+    relabelled = saved(tmp_path / "relabelled", train=split(42, labels=[2, 1, 0] * 14), test=split(9, 100))
+    assert len({first, describe(changed, tmp_path).id, describe(relabelled, tmp_path).id}) == 3
+
+
+def test_folder_of_parquet_files_is_the_same_set_as_a_saved_one(spec: str, tmp_path: Path) -> None:
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    for name, rows in (("train", split(42)), ("test", split(9, 100))):
+        rows.to_parquet(str(folder / f"{name}-00000-of-00001.parquet"))
+    info = describe(f"hf:{folder}", tmp_path / "root")
+    assert info.id == describe(spec, tmp_path).id
+    assert levels(loaded(f"hf:{folder}", tmp_path / "root").source.test.images) == list(range(100, 109))
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_test_part_may_be_the_one_for_validation(name: str, tmp_path: Path) -> None:
+    spec = saved(tmp_path / "set", train=split(42), **{name: split(9, 100)})
+    assert describe(spec, tmp_path).num_test == 9
+
+
+def test_test_split_whose_labels_are_kept_back_is_no_test_part(tmp_path: Path) -> None:
+    parts = {"train": split(42), "test": split(9, 100, labels=[-1] * 9), "validation": split(6, 200)}
+    assert levels(loaded(saved(tmp_path / "set", **parts), tmp_path).source.test.images) == list(range(200, 206))
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_tenth_of_every_class_is_cut_where_there_is_no_test_part(is_alone: bool, tmp_path: Path) -> None:
+    if is_alone:
+        split(60).save_to_disk(str(tmp_path / "set"))
+    else:
+        saved(tmp_path / "set", train=split(60))
+    source = loaded(f"hf:{tmp_path / 'set'}", tmp_path).source
+    assert sorted(levels(source.train.images) + levels(source.test.images)) == list(range(60))
+    assert source.test.labels.bincount().tolist() == [2, 2, 2]
+
+
+def test_grey_set_has_one_channel_and_is_repeated_where_three_are_wanted(tmp_path: Path) -> None:
+    spec = saved(tmp_path / "set", train=split(42, mode="L"), test=split(9, 100, mode="L"))
+    assert describe(spec, tmp_path).channels == 1
+    grey, rgb = (loaded(spec, tmp_path, channels).source.train.images for channels in (1, 3))
+    assert (grey.shape, rgb.shape) == ((42, 1, 8, 8), (42, 3, 8, 8))
+    assert torch.equal(rgb, grey.expand_as(rgb))
+
+
+def test_column_is_chosen_where_several_fit(tmp_path: Path) -> None:
+    def doubled(number: int) -> Any:
+        rows = split(number)
+        return rows.add_column("mask", rows.with_format("arrow")["picture"]).cast_column("mask", datasets.Image())
+
+    spec = saved(tmp_path / "set", train=doubled(42), test=doubled(9))
+    with pytest.raises(
+        DataError, match=r"2 columns of type Image among .*mask \(Image\).*choose one: .*,image=picture"
+    ):
+        describe(spec, tmp_path)
+    info = describe(f"{spec},image=mask,label=kind", tmp_path)
+    assert (info.num_train, info.num_classes) == (42, 3)
+    with pytest.raises(DataError, match="image=name is no column of type Image; allowed: picture, mask"):
+        describe(f"{spec},image=name", tmp_path)
+
+
+def broken_image(rows: dict[str, Any]) -> None:
+    rows["picture"][3] = {"bytes": b"no image", "path": None}
+
+
+def no_image(rows: dict[str, Any]) -> None:
+    rows["picture"][3] = None
+
+
+@pytest.mark.parametrize("change", [broken_image, no_image])
+def test_unreadable_images_are_named_by_their_row(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    whole = split(42).cast_column("picture", datasets.Image(decode=False))
+    rows = whole.to_dict()
+    change(rows)
+    broken = datasets.Dataset.from_dict(rows, features=whole.features).cast_column("picture", datasets.Image())
+    spec = saved(tmp_path / "set", train=broken, test=split(9, 100))
+    with pytest.raises(DataError, match=r"1 of 42 training images cannot be read.* train row 3 \(no image"):
+        loaded(spec, tmp_path)
+    assert prepare(describe(spec, tmp_path), image_size=8, channels=3, max_bad_share=0.1).train.num_images == 41
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([-1, 0, 1, 2] * 10, r"label -1 of train image \d+ is out of range \(10 are\); allowed: 0 to 2"),
+        ([None, 0, 1, 2] * 10, "10 of 40 rows have no kind"),
+        ([0, 1] * 20, r"no training image of class 2 \(cat\)"),
+    ],
+    ids=["negative", "missing", "class-without-images"],
+)
+def test_labels_that_make_no_classification_are_refused(labels: list[int | None], told: str, tmp_path: Path) -> None:
+    spec = saved(tmp_path / "set", train=split(40, labels=labels), test=split(9, 100))
+    with pytest.raises(DataError, match=told):
+        loaded(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("hf:", "names no set"),
+        ("hf:nobody/nothing", "not to be read or downloaded by `datasets`"),
+        ("hf:nobody/nothing:config", "not to be read or downloaded by `datasets`"),
+        ("hf:nobody/nothing,picture", "'picture' says nothing; allowed after a comma: image=COLUMN, label=COLUMN"),
+    ],
+)
+def test_spec_that_names_nothing_is_refused_with_what_to_do(spec: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        describe(spec, tmp_path)
+
+
+def test_set_without_the_split_or_the_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no split 'train'; there are: test"):
+        describe(saved(tmp_path / "a", test=split(9)), tmp_path)
+    texts = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    with pytest.raises(DataError, match=r"no columns of type Image among text \(Value\)"):
+        describe(saved(tmp_path / "b", train=texts), tmp_path)
+
+
+def test_missing_package_is_named_with_how_to_install_it(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BackendMissing, match=r"`datasets` is not installed; pip install 'swinexplore\[huggingface\]'"):
+        describe(spec, tmp_path)
