@@ -23,7 +23,8 @@ class ProxyScale:
     """How an architecture is scaled down for short proxy trainings; the number of windows per stage stays.
 
     `from_unit` is what all windows and token grids of the space are multiples of (7 for Swin at 224); it becomes
-    `unit`, so 7 -> 2 turns windows 7 and 14 into 2 and 4 and the grids 56, 28, 14, 7 into 16, 8, 4, 2.
+    `unit`, so 7 -> 2 turns windows 7 and 14 into 2 and 4 and the grids 56, 28, 14, 7 into 16, 8, 4, 2. Stage 3 has its
+    depth over `depth3_divisor`, rounded up: 2 keeps depths that differ by two apart.
     """
 
     from_unit: int
@@ -31,6 +32,11 @@ class ProxyScale:
     embed_dim: int = 32
     head_dim: int = 16
     patch_size: int = 2
+    depth3_divisor: int = 1
+
+    def to_dict(self) -> dict[str, int]:
+        """The fields, `depth3_divisor` only where it divides: what tells scales apart, JSON-ready."""
+        return {key: value for key, value in asdict(self).items() if key != "depth3_divisor" or value > 1}
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,8 @@ class Arch:
         return spell(self.canonical())
 
     def proxy(self, scale: ProxyScale, *, channels: int, num_classes: int) -> Arch:
-        """The scaled-down copy that is trained in this architecture's place: same depths, windows per stage and shifts.
+        """The scaled-down copy that is trained in this architecture's place: same windows per stage and shifts, and same
+        depths but for a stage 3 that is divided.
 
         Raises SpaceError where windows or grids are no multiples of `scale.from_unit`, or the width cannot hold the heads.
         """
@@ -186,6 +193,7 @@ class Arch:
         proxy = replace(
             canonical,
             embed_dim=scale.embed_dim,
+            depths=(*canonical.depths[:2], -(-canonical.depths[2] // scale.depth3_divisor), *canonical.depths[3:]),
             num_heads=tuple(heads << stage for stage in range(NUM_STAGES)),
             windows=tuple(window // scale.from_unit * scale.unit for window in canonical.windows),
             image_size=canonical.tokens[0] // scale.from_unit * scale.unit * scale.patch_size,
@@ -196,8 +204,9 @@ class Arch:
         )
         if proxy.canonical().shifts != proxy.shifts:
             raise SpaceError(
-                f"proxy.unit: {scale.unit} turns windows {list(canonical.windows)} into {list(proxy.windows)}, and a window "
-                "of one token cannot shift; use a larger unit"
+                f"proxy.unit: {scale.unit} (depth3_divisor {scale.depth3_divisor}) turns windows {list(canonical.windows)} into "
+                f"{list(proxy.windows)} and {canonical.depths[2]} blocks of stage 3 into {proxy.depths[2]}; a window of one token, "
+                "or a stage of one block, cannot shift: use a larger unit, or a smaller divisor"
             )
         return proxy
 

@@ -39,7 +39,7 @@ def space(
         "architectures": loaded.architectures,
         "search": loaded.describe(),
         "dimensions": {dimension.name: list(dimension.choices) for dimension in loaded.dimensions},
-        "proxy": asdict(loaded.proxy_scale),
+        "proxy": loaded.proxy_scale.to_dict(),
         "proxy_of_base": proxy.name,
         "known_networks": [arch.name for arch in loaded.known_networks()],
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -79,7 +79,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What a study's identity holds beside its space: proxy, target, recipe and data."""
         return {
-            "proxy": None if self.scale is None else asdict(self.scale),
+            "proxy": None if self.scale is None else self.scale.to_dict(),
             "target": self.target.identity(),
             "recipe": self.recipe.model_dump(exclude_defaults=True),
             "data": self.data.id,

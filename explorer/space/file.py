@@ -45,6 +45,7 @@ class _Proxy(Document):
     embed_dim: PositiveInt = ProxyScale.embed_dim
     head_dim: PositiveInt = ProxyScale.head_dim
     patch_size: PositiveInt = ProxyScale.patch_size
+    depth3_divisor: PositiveInt = ProxyScale.depth3_divisor
 
 
 class _SpaceFile(Document):
@@ -155,7 +156,7 @@ def _proxy_scale(path: Path, proxy: _Proxy, windows: tuple[tuple[int, ...], ...]
             f"{path}: proxy.unit: {proxy.unit} is more than {from_unit}, the largest number that divides all windows "
             f"{every_window} and grids {list(base.tokens)}; choose windows with a larger common divisor, or a smaller unit"
         )
-    scale = ProxyScale(from_unit, proxy.unit, proxy.embed_dim, proxy.head_dim, proxy.patch_size)
+    scale = ProxyScale(from_unit, **proxy.model_dump())
     try:
         base.proxy(scale, channels=1, num_classes=2)
     except ArchError as error:
@@ -167,7 +168,9 @@ def _proxy_scale(path: Path, proxy: _Proxy, windows: tuple[tuple[int, ...], ...]
 
 def _require_proxies(path: Path, space: Space) -> None:
     """Every choice of every stage must have a proxy, not the base's alone."""
-    base = replace(space.base, depths=tuple(max(2, depth) for depth in space.base.depths))
+    depths = [max(2, depth) for depth in space.base.depths]
+    depths[2] = min((depth for depth in space.depth3 if depth > 1), default=2 * space.proxy_scale.depth3_divisor)
+    base = replace(space.base, depths=tuple(depths))
     for stage, choices in enumerate(map(itertools.product, space.windows, space.shifts)):
         for window, shift in choices:
             windows, shifts = list(base.windows), list(base.shifts)

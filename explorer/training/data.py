@@ -306,6 +306,13 @@ def _load_contours(info: DataInfo, part: PartName, device: torch.device) -> Part
     return Part(*contours.draw(number, seed, device))
 
 
+def _load_silhouettes(info: DataInfo, part: PartName, device: torch.device) -> Part:
+    from explorer.training import silhouettes
+
+    number, seed = (info.num_train, 1) if part == "train" else (info.num_test, 2)
+    return Part(*silhouettes.draw(number, seed, device))
+
+
 def _load_torchvision(name: str) -> Callable[[DataInfo, PartName, torch.device], Part]:
     def load_part(info: DataInfo, part: PartName, _device: torch.device) -> Part:
         import torch
@@ -334,6 +341,7 @@ SOURCES: Final[MappingProxyType[str, tuple[int, int, int, int, int, Callable[[Da
     MappingProxyType(
         {
             "contours": (16, 1, 14_000, 2_000, 1, _load_contours),
+            "silhouettes": (40, 1, 35_000, 4_000, 1, _load_silhouettes),
             "fashion-mnist": (10, 1, 60_000, 10_000, 1, _load_torchvision("FashionMNIST")),
             "cifar10": (10, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR10")),
             "cifar100": (100, 3, 50_000, 10_000, 1, _load_torchvision("CIFAR100")),
