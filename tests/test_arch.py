@@ -727,6 +727,17 @@ def test_proxy_keeps_windows_per_stage_shifts_depths_and_norm(arch: Arch, unit: 
     assert proxy == proxy.canonical()
 
 
+def test_proxy_divides_the_depth_of_stage_3_and_keeps_different_depths_apart() -> None:
+    scale = ProxyScale(7, depth3_divisor=2)
+    proxies = [parse_name(f"Swin-Free-B-DR{x}").proxy(scale, channels=1, num_classes=10) for x in (10, 12, 14, 16, 18)]
+    assert [proxy.depths for proxy in proxies] == [(2, 2, depth, 2) for depth in (5, 6, 7, 8, 9)]
+
+
+def test_scales_are_told_apart_by_a_divisor_only_where_there_is_one() -> None:
+    assert "depth3_divisor" not in ProxyScale(7).to_dict()
+    assert ProxyScale(**ProxyScale(7, depth3_divisor=2).to_dict()) == ProxyScale(7, depth3_divisor=2)
+
+
 def test_proxy_takes_its_sizes_from_the_scale() -> None:
     scale = ProxyScale(7, unit=2, embed_dim=48, head_dim=12, patch_size=2)
     proxy = PRESETS["Swin-Free-B"].proxy(scale, channels=1, num_classes=10)
@@ -797,7 +808,7 @@ def test_different_networks_have_different_proxies(arch: Arch, other: Arch) -> N
         (
             Arch(v2=True),
             ProxyScale(7, unit=1),
-            "proxy.unit: 1 turns windows [7, 7, 7, 7] into [1, 1, 1, 1], and a window",
+            "proxy.unit: 1 turns windows [7, 7, 7, 7] into [1, 1, 1, 1], and ",
         ),
         (
             Arch(image_size=256, windows=(16, 16, 16, 8)),

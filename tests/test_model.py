@@ -14,11 +14,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from explorer.arch import Arch, parse_name
+from explorer.arch import Arch, ProxyScale, parse_name
 from explorer.model import build, export_weights, load_weights
 from explorer.model.swin import (
     MASK_VALUE,
     Block,
+    PatchMerging,
     Swin,
     TokenBatchNorm,
     merge,
@@ -290,6 +291,18 @@ def test_weights_are_drawn_as_the_authors_draw_them() -> None:
     assert (module.norm.weight == 1).all()
 
 
+def test_weights_drawn_by_width_keep_the_spread_of_what_they_read() -> None:
+    module, authors = build(parse_name("Swin-T"), init="width"), build(parse_name("Swin-T"))
+    attn = module.stages[2].blocks[0].attn
+    assert isinstance(attn.qkv, nn.Linear)
+    assert isinstance(module.stages[1].merging, PatchMerging)
+    assert attn.qkv.weight.std().item() == pytest.approx(384**-0.5, rel=0.05)
+    assert module.stages[1].merging.reduction.weight.std().item() == pytest.approx(384**-0.5, rel=0.05)
+    assert attn.bias_table.std().item() == pytest.approx(0.02, rel=0.05)
+    assert module.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(module.patch_embed.proj.weight, authors.patch_embed.proj.weight)
+
+
 def test_non_canonical_arch_builds_the_canonical_module() -> None:
     arch = parse_name(TINY)
     stretched = Arch.from_dict(arch.to_dict() | {"windows": [7, 7, 7, 70], "shifts": [True] * 4})
@@ -541,6 +554,31 @@ def test_every_other_block_shifts_by_half_a_window(name: str, shifts: list[list[
 
 
 # -- stochastic depth -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Swin-T", "Swin-Free-T", "Swin-T-BR", "Swin-T-W14.7.7.7-S0111"])
+def test_small_windows_train_in_lanes_as_they_do_in_matrices(name: str) -> None:
+    proxy = parse_name(name).proxy(ProxyScale(7, 2, embed_dim=16, head_dim=8), channels=1, num_classes=5)
+    module = build(proxy, scatter=True).train()
+    images = torch.randn(6, 1, proxy.image_size, proxy.image_size, generator=torch.Generator().manual_seed(0))
+    found = []
+    for has_lanes in (True, False):
+        blocks = [block for block in module.modules() if isinstance(block, Block)]
+        assert any(block.has_lanes for block in blocks) or not has_lanes
+        for block in blocks:
+            block.has_lanes = block.has_lanes and has_lanes
+        module.zero_grad()
+        logits = module(images)
+        logits.square().mean().backward()
+        gradients = {key: parameter.grad for key, parameter in module.named_parameters()}
+        found.append((logits, gradients))
+    assert distance(found[0][0], found[1][0]) < LOGITS
+    largest = max(float(gradient.abs().max()) for gradient in found[1][1].values() if gradient is not None)
+    for key, gradient in found[1][1].items():
+        other = found[0][1][key]
+        assert gradient is not None
+        assert other is not None
+        assert (other - gradient).abs().max() < 1e-5 * largest, key
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.2])

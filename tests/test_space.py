@@ -702,6 +702,14 @@ def test_yaml_bomb_is_refused_at_once(tmp_path: Path) -> None:
     assert len(finished.stderr) < 10_000
 
 
+def test_stage_that_a_divisor_leaves_one_block_cannot_shift(tmp_path: Path) -> None:
+    search = {"shifts": {"stage3": [False, True]}, "depth3": [2, 18]}
+    file = {"version": 1, "base": "Swin-B", "search": search, "proxy": {"depth3_divisor": 2}}
+    message = error_of(write(tmp_path, file))
+    assert "depth3_divisor 2" in message
+    assert "turns 2 blocks of stage 3 into 1" in message
+
+
 def test_choice_without_a_proxy_is_refused_though_the_base_has_one(tmp_path: Path) -> None:
     search = {"windows": {"stage1": [7, 14]}, "shifts": {"stage1": [False, True]}}
     file = {"version": 1, "base": "Swin-Free-B", "search": search, "proxy": {"unit": 1}}

@@ -76,6 +76,18 @@ def add_study(store: Store, name: str = "one") -> StudyRecord:
     return store.study(name)
 
 
+def test_training_that_diverged_settles_every_longer_one_and_no_other(store: Store) -> None:
+    key = ScoreKey(ARCH.id, "r1-x", "d1-x", 3, 0)
+    diverged = Failure(ARCH.id, str(key), "diverged", "diverged: the loss is nan at step 9")
+    store.add_failure(ARCH, diverged)
+    store.add_failure(ARCH, Failure(ARCH.id, str(replace(key, seed=1)), "crash", "the fan stopped"))
+    assert store.divergence(replace(key, epochs=9)) == diverged
+    assert store.divergence(key) == diverged
+    assert store.divergence(replace(key, epochs=2)) is None
+    assert store.divergence(replace(key, epochs=9, seed=1)) is None
+    assert store.divergence(replace(key, epochs=9, recipe_id="r1-y")) is None
+
+
 def test_facts_read_back_as_they_were_written(store: Store) -> None:
     key = ScoreKey(ARCH.id, "r1-x", "d1-x", 3, 0)
     failure = Failure(ARCH.id, latency_key(ARCH.id, "t1-other"), "measure", "the fan stopped", "2026")
