@@ -61,6 +61,21 @@ ROOT = Path(__file__).parents[1]
             ["--trials", "60", "--samplers", "random"],
             {"ask_ms", "optuna_ms", "own_ms", "resident_mib"},
         ),
+        (
+            "proxy_speed",
+            ["--models", "Swin-B proxy", "--batch", "8", "--steps", "1", "--rounds", "1", "--threads", "1"],
+            {"speedup", "ours_images_per_s"},
+        ),
+        (
+            "train_parallel",
+            ["--archs", "2", "--at-once", "1", "--train-images", "128", "--rounds", "1"],
+            {"proxies_per_hour"},
+        ),
+        (
+            "data_cache",
+            ["--images", "40", "--width", "50", "--height", "40", "--image-sizes", "32", "--rounds", "1"],
+            {"images_per_s"},
+        ),
     ],
 )
 def test_benchmark_runs_and_keeps_its_result(
@@ -72,7 +87,7 @@ def test_benchmark_runs_and_keeps_its_result(
     content = json.loads((tmp_path / f"{script}-cpu.json").read_text())
     assert fields <= content["rows"][0].keys()
     assert content["host"]["versions"]["torch"]
-    assert content["rows"][0]["what"].startswith(("Swin-T", "synthetic", "random"))
+    assert content["rows"][0]["what"].startswith(("Swin-", "synthetic", "random", "1 at once", "described"))
 
 
 def test_kept_results_say_where_they_were_measured() -> None:
