@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 ## The main job on embedded data: search a tiny space, print the front, draw it.
 demo: $(VENV)/.installed
-	$(BIN)/swinexplore search --space demo.yaml --recipe quick --trials 10 --storage studies/demo.db
+	$(BIN)/swinexplore search --space demo.yaml --recipe quick --data contours --trials 10 --storage studies/demo.db
 	$(BIN)/swinexplore pareto --storage studies/demo.db --plot studies/demo-front.png
 
 ## Everything the tests use, then the tests.

@@ -29,7 +29,7 @@ from explorer.arch import NUM_STAGES, PRESETS, Arch
 from explorer.model import build, export_weights
 from explorer.model.swin import Swin
 from explorer.space import Space
-from explorer.training import contours
+from explorer.training import silhouettes
 from explorer.training.data import Split
 from explorer.training.recipe import Recipe
 from explorer.training.trainer import train
@@ -88,7 +88,7 @@ def case_of(arch: Arch, batch: int, num_steps: int, device: torch.device) -> Cas
     with torch.inference_mode():
         difference = (ours.eval()(image) - theirs.eval()(image)).abs().max()
     assert difference < 1e-3, f"not the same network: logits differ by {difference}"
-    images, labels = contours.draw(batch * num_steps, 0, torch.device("cpu"))
+    images, labels = silhouettes.draw(batch * num_steps, 0, torch.device("cpu"))
     size = (arch.image_size, arch.image_size)
     images = nn.functional.interpolate(images.float(), size, mode="bilinear").byte().expand(-1, arch.channels, -1, -1)
     images = images.contiguous().to(device)
@@ -205,10 +205,10 @@ def main() -> None:
         batch, num_steps = SIZES[given.device][is_proxy]
         arch = PRESETS[preset]
         if is_proxy:
-            arch = arch.proxy(Space.load(SPACE).proxy_scale, channels=1, num_classes=contours.NUM_CLASSES)
+            arch = arch.proxy(Space.load(SPACE).proxy_scale, channels=1, num_classes=silhouettes.NUM_CLASSES)
         case = case_of(arch, given.batch or batch, given.steps or num_steps, device)
         rows.extend(compare(name, case, given.rounds, threads))
-    common.report("proxy_speed", rows, device=given.device, out=given.out, rounds=given.rounds, data="contours")
+    common.report("proxy_speed", rows, device=given.device, out=given.out, rounds=given.rounds, data="silhouettes")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default: 1, on a GPU the recipe's")
     parser.add_argument("--train-images", type=int, help="default: 512, on a GPU the recipe's")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--data", default="contours")
+    parser.add_argument("--data", default="silhouettes")
     parser.add_argument("--data-root", type=Path, default=Path("~/.cache/swinexplore").expanduser())
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()

@@ -205,8 +205,8 @@ class Arch:
         if proxy.canonical().shifts != proxy.shifts:
             raise SpaceError(
                 f"proxy.unit: {scale.unit} turns windows {list(canonical.windows)} into {list(proxy.windows)}, and "
-                f"depth3_divisor {scale.depth3_divisor} turns {canonical.depths[2]} blocks of stage 3 into {proxy.depths[2]}; a window "
-                "of one token, or a stage of one block, cannot shift: use a larger unit, or a smaller divisor"
+                f"depth3_divisor {scale.depth3_divisor} turns {canonical.depths[2]} blocks of stage 3 into {proxy.depths[2]}; "
+                "a window of one token, or a stage of one block, cannot shift: use a larger unit, or a smaller divisor"
             )
         return proxy
 

@@ -34,7 +34,7 @@ def fidelity(
         str, typer.Option("--recipe", metavar="NAME|FILE", help="Proxy training: proxy, quick or a .yaml file.")
     ] = "proxy",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,
-    data: Annotated[str, typer.Option("--data", metavar="SPEC", help="As `search` takes it.")] = "contours",
+    data: Annotated[str, typer.Option("--data", metavar="SPEC", help="As `search` takes it.")] = "silhouettes",
     data_root: options.DataRoot = None,
     space: Annotated[
         str,

@@ -113,9 +113,10 @@ def search(
     data: Annotated[
         str,
         typer.Option(
-            "--data", help="contours, fashion-mnist, cifar10, cifar100, or a folder of idx files or class folders."
+            "--data",
+            help="silhouettes, contours, fashion-mnist, cifar10, cifar100, hf:NAME, or a folder of idx files or class folders.",
         ),
-    ] = "contours",
+    ] = "silhouettes",
     data_root: options.DataRoot = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Proxy training: proxy, quick or a .yaml file.")] = "proxy",
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the recipe's.")] = None,

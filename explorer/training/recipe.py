@@ -91,7 +91,19 @@ class Recipe(Document):
 #: code has no RandAugment) in place of RandAugment.
 RECIPES: Final = MappingProxyType(
     {
-        "proxy": Recipe(epochs=8, lr=3e-3, warmup=0.15, train_images=8_000, eval_images=2_000),
+        "proxy": Recipe(
+            epochs=3,
+            batch_size=32,
+            lr=1e-3,
+            min_lr=2e-5,
+            betas=(0.9, 0.99),
+            label_smoothing=0.0,
+            init="width",
+            grad_clip=1.0,
+            crop_padding=0.0,
+            train_images=15_000,
+            eval_images=4_000,
+        ),
         "quick": Recipe(epochs=3, batch_size=48, lr=3e-3, warmup=0.15, train_images=1_600, eval_images=800),
         "imagenet": Recipe(
             epochs=300,
