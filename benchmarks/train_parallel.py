@@ -119,6 +119,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     is_cpu = asked.device == "cpu"
+    uneven = [number for number in asked.at_once or () if number < 1 or (is_cpu and asked.threads % number)]
+    if uneven:
+        parser.error(
+            f"--at-once: {uneven[0]}: give a number from 1 on, on a CPU one that divides --threads {asked.threads}: "
+            "ways with other threads in all are not compared"
+        )
     epochs, images = asked.epochs or (1 if is_cpu else None), asked.train_images or (512 if is_cpu else None)
     recipe = load_recipe(asked.recipe, epochs=epochs)
     if images is not None:

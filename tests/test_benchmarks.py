@@ -90,6 +90,13 @@ def test_benchmark_runs_and_keeps_its_result(
     assert content["rows"][0]["what"].startswith(("Swin-", "synthetic", "random", "1 at once", "described"))
 
 
+def test_trainings_at_once_that_would_leave_threads_idle_are_refused() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_parallel.py"), "--at-once", "1", "2", "--threads", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--at-once: 2: give" in done.stderr
+
+
 def test_kept_results_say_where_they_were_measured() -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     names = {"model_speed-cpu.json", "export_speed-cpu.json", "latency_speed-cpu.json"}

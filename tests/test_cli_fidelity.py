@@ -25,7 +25,7 @@ from explorer.arch import parse_name
 from explorer.cli import _Boundary
 from explorer.cli.fidelity import fidelity
 from explorer.fidelity import plan_for, trainings, truth_of_paper
-from explorer.records import Failure, Score
+from explorer.records import MAX_ATTEMPTS, Failure, Score
 from explorer.space import Space
 from explorer.store import Store
 from explorer.training.data import describe
@@ -41,6 +41,8 @@ search:
   windows: {stage1: [7, 14]}
 proxy: {unit: 2, embed_dim: 8, head_dim: 4, patch_size: 2}
 """
+#: As SPACE, for the paper's networks: their 18 blocks of stage 3 are 3.
+PAPER_SPACE = SPACE.replace("patch_size: 2}", "patch_size: 2, depth3_divisor: 6}")
 TRUTH = """\
 name,accuracy,std
 Swin-E16x1.1.1.1-W14.7.7.7,0.82,0.001
@@ -80,6 +82,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             header = bytes([0, 0, 8, content.ndim]) + struct.pack(f">{content.ndim}I", *content.shape)
             (images / name).write_bytes(gzip.compress(header + content.tobytes()))
     (tmp_path / "small.yaml").write_text(SPACE)
+    (tmp_path / "paper.yaml").write_text(PAPER_SPACE)
     (tmp_path / "own.csv").write_text(TRUTH)
     (tmp_path / "r.yaml").write_text("epochs: 2\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n")
     return tmp_path
@@ -173,7 +176,7 @@ def test_diverged_training_is_reported_and_ranks_last() -> None:
 def fill(accuracy_of: dict[float, float], *, leave_out: str = "", fail: str = "") -> None:
     """The database of a run over table 4, each proxy's accuracy by its group."""
     truth = truth_of_paper(("table4",))
-    plan = plan_for(load_recipe("r.yaml"), describe("images", Path("data")), Space.load("small.yaml").proxy_scale)
+    plan = plan_for(load_recipe("r.yaml"), describe("images", Path("data")), Space.load("paper.yaml").proxy_scale)
     store = Store.open("paper.db", create=True)
     for training in trainings(truth.archs, plan, store, (0,)):
         key = training.key
@@ -192,7 +195,7 @@ PAPER = (
     "--recipe",
     "r.yaml",
     "--space",
-    "small.yaml",
+    "paper.yaml",
     "--data",
     "images",
     "--storage",
@@ -229,6 +232,19 @@ def test_report_without_any_pair_is_an_error_that_says_what_to_do() -> None:
     assert "run the command without --report-only" in result.stderr
 
 
+def test_report_of_trainings_that_all_failed_says_why_and_how_to_try_them_again() -> None:
+    truth = truth_of_paper(("table4",))
+    plan = plan_for(load_recipe("r.yaml"), describe("images", Path("data")), Space.load("paper.yaml").proxy_scale)
+    with closing(Store.open("paper.db", create=True)) as store:
+        for training in trainings(truth.archs, plan, store, (0,)) * MAX_ATTEMPTS:
+            failure = Failure(training.arch.id, str(training.key), "crash", "the worker crashed (SIGSEGV)")
+            store.add_failure(training.arch, failure)
+    result = run(*PAPER[:-1], code=2)
+    assert "6 trainings failed, Swin-B: seed 0: crash: the worker crashed (SIGSEGV); see" in result.stderr
+    assert "`swinexplore studies failures --all`, which with --forget has them tried again" in result.stderr
+    assert "--report-only" not in result.stderr
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +273,12 @@ def test_fault_in_the_truth_file_names_line_and_value() -> None:
     assert "truth own.csv: line 3: name: 'Swin-Q' is no architecture" in run(*OWN, code=2).stderr
     Path("own.csv").write_text("name,accuracy\nSwin-E16x1.1.1.1,0.8\nSwin-E16x1.1.1.1-R112,0.9\n")
     assert "proxies: they take images of 32 pixels" in run(*OWN, code=2).stderr
+
+
+def test_networks_that_share_one_proxy_are_refused_before_anything_is_trained() -> None:
+    Path("own.csv").write_text("name,accuracy\nSwin-E16x1.1.1.1,0.8\nSwin-E32x1.1.1.1,0.9\n")
+    assert "of the 2 networks no two of known order have different proxies" in run(*OWN, code=2).stderr
+    assert not list(Path().rglob("*.db"))
 
 
 def test_network_of_the_database_is_known_by_its_id() -> None:

@@ -272,6 +272,16 @@ def test_document_lists_what_diverged_by_latency_and_why() -> None:
     assert kinds == {"Swin-T": None, "Swin-S": "diverged", "Swin-Free-T": "diverged", "Swin-B": "timeout"}
 
 
+@pytest.mark.parametrize("order", [("limited", "free"), ("free", "limited")])
+def test_what_diverged_in_one_study_and_was_not_trained_in_another_is_listed(
+    order: tuple[str, str], studies: Store
+) -> None:
+    add(studies, "free", {BASE: (0.5, 4.0), SMALL: diverged(SMALL, 8.0)})
+    add(studies, "limited", {BASE: (0.5, 4.0), SMALL: Candidate(SMALL, "gated", measured(SMALL, 8.0))})
+    found = document(*(word for name in order for word in ("--study", name)))
+    assert names(found["diverged"]) == ["Swin-S"]
+
+
 @pytest.mark.usefixtures("with_diverged")
 @pytest.mark.parametrize("output", ["table", "md"])
 def test_what_diverged_stands_below_the_front(output: str) -> None:

@@ -229,8 +229,8 @@ def test_workers_measure_and_train_for_real_and_share_one_study(space: Space) ->
     Path("recipe.yaml").write_text("epochs: 3\nbatch_size: 16\ntrain_images: 32\neval_images: 32\n")
     told = events(
         run(
-            "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--backend", "torch", "--trials", 4, "--workers", 2,
-            "--ladder", 3, "--seeds", 2, "--json",
+            "search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--data", "contours", "--backend", "torch",
+            "--trials", 4, "--workers", 2, "--ladder", 3, "--seeds", 2, "--json",
         )
     )  # fmt: skip
     assert told[-1]["event"] == "end"

@@ -263,11 +263,12 @@ def test_set_of_nothing_but_broken_images_is_refused_whatever_is_allowed(slot: S
         cached(slot, Lying(4, (0, 1, 2, 3)), max_bad_share=1.0)
 
 
+@pytest.mark.parametrize("length", [0, 7, 40, -2])
 @pytest.mark.parametrize("suffix", ["bin", "npz", "json"])
-def test_broken_file_of_a_cache_is_made_anew(slot: Slot, suffix: str) -> None:
+def test_file_of_a_cache_that_was_cut_off_is_made_anew(slot: Slot, suffix: str, length: int) -> None:
     lying = Lying(20)
     cached(slot, lying)
-    slot.file(suffix).write_bytes(b"cut off")
+    slot.file(suffix).write_bytes(slot.file(suffix).read_bytes()[:length])
     assert numbers(cached(slot, lying)) == shuffled(20).tolist()
     assert lying.read == [2] * 20
 
@@ -312,6 +313,23 @@ def tree(tmp_path: Path) -> Path:
 
 def info_of(folder: Path) -> DataInfo:
     return describe(str(folder), folder.parent / "root")
+
+
+@pytest.mark.parametrize(
+    ("spec", "described"),
+    [
+        ("contours", (16, 1, 14_000, 2_000)),
+        ("silhouettes", (40, 1, 35_000, 4_000)),
+        ("fashion-mnist", (10, 1, 60_000, 10_000)),
+        ("cifar10", (10, 3, 50_000, 10_000)),
+        ("cifar100", (100, 3, 50_000, 10_000)),
+    ],
+)
+def test_sets_by_name_are_described_as_they_were_published(
+    spec: str, described: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    info = describe(spec, tmp_path)
+    assert (info.num_classes, info.channels, info.num_train, info.num_test) == described
 
 
 def test_prepared_set_is_counted_by_class_and_loads_without_decoding(

@@ -6,7 +6,8 @@ import gzip
 import itertools
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from torch import nn
 
 from explorer import model
 from explorer.arch import Arch, ProxyScale, parse_name
-from explorer.errors import SpaceError, TableError, UserError
+from explorer.errors import MeasureError, SpaceError, TableError, UserError
 from explorer.evaluate import Evaluator, Plan
-from explorer.evaluate.workers import Here
+from explorer.evaluate.workers import Done, Event, Here, Job
 from explorer.fidelity import (
     LOST,
     PROXY,
@@ -41,6 +42,7 @@ from explorer.fidelity import (
 from explorer.fidelity.training_free import grad_norm, naswot, synflow
 from explorer.model.swin import shift_mask
 from explorer.paper import STATED, TABLES
+from explorer.records import Failure, Score
 from explorer.store import Store
 from explorer.store.merge import merge
 from explorer.training.data import describe
@@ -171,6 +173,14 @@ def test_own_networks_may_be_given_by_id_and_names_take_the_sizes_of_the_space(t
 def test_fault_in_own_results_is_told_with_its_line_and_value(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(TableError, match=message):
         read_truth(csv(tmp_path, text))
+
+
+def test_id_of_what_is_no_architecture_here_is_told_with_its_line_and_value(tmp_path: Path) -> None:
+    def find(arch_id: str) -> Arch:
+        return Arch.from_dict({"newer": 1})
+
+    with pytest.raises(TableError, match=r"line 2: arch_id: 'a1-0' is no architecture: newer: no field"):
+        read_truth(csv(tmp_path, "arch_id,accuracy\na1-0,1\na1-1,2\n"), find=find)
 
 
 def test_own_results_that_are_not_there_are_an_error(tmp_path: Path) -> None:
@@ -468,6 +478,79 @@ def test_diverged_training_is_a_result_that_is_not_tried_again(plan: Plan, store
     (network,) = report([truth], wild, store).networks
     assert (network.scores, network.accuracy, network.diverged_seeds) == ((LOST,), None, (0,))
     assert network.problems[0].startswith("seed 0: diverged: ")
+
+
+def test_divergence_met_at_a_rung_of_a_ladder_is_that_of_the_whole_training(plan: Plan, store: Store) -> None:
+    key = plan.score_key(ARCHS[0], epochs=1)
+    store.add_failure(ARCHS[0], Failure(ARCHS[0].id, str(key), "diverged", "diverged: the loss is nan at step 2"))
+    (training,) = trainings(ARCHS[:1], plan, store, (0,))
+    assert (training.is_diverged, training.is_open) == (True, False)
+    (network,) = report([Truth("own", ARCHS[:1], {}, {}, ())], plan, store).networks
+    assert (network.diverged_seeds, network.missing_seeds) == ((0,), ())
+
+
+def test_divergence_is_found_however_long_the_training_was_to_be(plan: Plan, store: Store) -> None:
+    keys = [plan.score_key(ARCHS[0], epochs=epochs) for epochs in (9, 10)]
+    for key in keys:
+        store.add_failure(ARCHS[0], Failure(ARCHS[0].id, str(key), "diverged", f"diverged: by epoch {key.epochs}"))
+    found = store.divergence(plan.score_key(ARCHS[0], epochs=1_000_000))
+    assert found is not None
+    assert found.message == "diverged: by epoch 9"
+
+
+class Scripted:
+    """A runner whose jobs end as it is told: each step is the seed of a job that begins, or that ends with its process."""
+
+    capacity = 2
+
+    def __init__(self, *steps: tuple[str, int]) -> None:
+        self.steps = list(steps)
+        self.jobs: list[Job] = []
+        self.seeds: list[int] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.seeds.append(job.seeds[0])
+
+    def wait(self, on_event: Callable[[Arch, Event], None], timeout_s: float | None = None) -> Done | None:
+        while True:
+            what, seed = self.steps.pop(0)
+            job = next(job for job in self.jobs if job.seeds == (seed,))
+            if what == "dies":
+                self.jobs.remove(job)
+                return Done(job, None, MeasureError("killed", "out_of_memory"), 1.0)
+            on_event(job.arch, "training")
+
+    def close(self) -> None:
+        pass
+
+
+def test_process_that_dies_in_a_training_is_told_though_another_seed_of_its_network_has_not_begun(
+    plan: Plan, store: Store
+) -> None:
+    runner = Scripted(("begins", 0), ("begins", 1), ("dies", 0), ("dies", 1), ("begins", 2), ("dies", 2))
+    told: list[Progress] = []
+    run(ARCHS[:1], plan, store, runner, seeds=range(3), on_progress=told.append)
+    assert runner.seeds == [0, 1, 2], "none is begun anew"
+    assert [progress.seed for progress in told if progress.kind == "failed"] == [0, 1, 2]
+
+
+def test_training_whose_process_dies_before_it_begins_is_handed_out_again(plan: Plan, store: Store) -> None:
+    runner = Scripted(("dies", 0), ("begins", 0), ("dies", 0))
+    run(ARCHS[:1], plan, store, runner)
+    assert runner.seeds == [0, 0]
+    with pytest.raises(UserError, match="4 worker processes in a row died before they could begin"):
+        run(ARCHS[1:], plan, store, Scripted(*[("dies", 0)] * 4))
+
+
+def test_cost_of_a_configuration_is_of_those_with_all_their_seeds(plan: Plan, store: Store) -> None:
+    for arch, seed, seconds in ((ARCHS[0], 0, 3.0), (ARCHS[0], 1, 5.0), (ARCHS[1], 0, 1.0)):
+        score = Score(**asdict(plan.score_key(arch, seed=seed)), accuracy=0.5, train_s=seconds)
+        store.add_score(plan.proxy(arch), plan.recipe.model_dump(), score)
+    cost = report([Truth("own", ARCHS, {}, {}, ())], plan, store, seeds=range(2)).cost
+    assert (cost.num_trainings, cost.mean_s, cost.max_s, cost.training_s) == (3, 8.0, 8.0, 3.0)
+    none_whole = report([Truth("own", ARCHS, {}, {}, ())], plan, store, seeds=range(3)).cost
+    assert (none_whole.num_trainings, none_whole.mean_s, none_whole.max_s) == (3, None, None)
 
 
 def test_report_counts_the_cost_and_is_ready_for_json(plan: Plan, evaluator: Evaluator, store: Store) -> None:

@@ -576,6 +576,29 @@ def test_step_does_not_wait_for_the_gpu(graphs: bool) -> None:
     assert torch.isfinite(loss + norm)
 
 
+def test_augmentation_does_not_wait_for_the_gpu() -> None:
+    from explorer.training.augmentation import augment, change_color, draw_mixes, erase, mix
+    from explorer.training.recipe import Recipe
+
+    device = torch.device("cuda")
+    recipe = Recipe(epochs=1, flip=True, scale=0.5, mixup=0.8, cutmix=1.0)
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    rows = draw_mixes(recipe, 2, 32, 0)
+    assert rows is not None
+    rows = rows.to(device)
+    found = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for row in rows:
+            pixels = change_color(augment(images, recipe, generator).float(), 0.4, generator)
+            found.append(mix(erase(pixels, 0.5, generator), row)[0])
+        found.append(augment(images, recipe.model_copy(update={"scale": None}), generator).float())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(pixels.isfinite().all()) for pixels in found)
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_divergence_on_the_gpu_is_told_with_its_first_step(graphs: bool, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=r"^diverged: the loss is \S+ at step 2 \(epoch 1, seed 0\)") as caught:

@@ -116,6 +116,33 @@ def test_test_split_whose_labels_are_kept_back_is_no_test_part(tmp_path: Path) -
     assert levels(loaded(saved(tmp_path / "set", **parts), tmp_path).source.test.images) == list(range(200, 206))
 
 
+@pytest.mark.parametrize("named", ["set", "./set", "set/", "../here/set", "f", "hf"])
+def test_folder_is_described_by_where_it_lies(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    folder = here / Path(named).name
+    saved(folder, train=split(42), test=split(9, 100))
+    info = describe(f"hf:{named},image=picture", tmp_path / "root")
+    assert info.spec == f"hf:{folder},image=picture"
+    monkeypatch.chdir(tmp_path)
+    assert describe(info.spec, tmp_path / "root") == info
+
+
+def test_test_split_that_names_other_classes_is_refused(tmp_path: Path) -> None:
+    turned = datasets.ClassLabel(names=CLASSES[::-1])
+    for number, feature in enumerate((turned, datasets.Value("int64"))):
+        spec = saved(tmp_path / str(number), train=split(42), test=split(9, 100).cast_column("kind", feature))
+        with pytest.raises(DataError, match="kind of the split 'test' does not name the classes that 'train' does"):
+            describe(spec, tmp_path)
+
+
+def test_set_of_one_class_is_refused(tmp_path: Path) -> None:
+    rows = split(9, labels=[0] * 9).cast_column("kind", datasets.ClassLabel(names=["ant"]))
+    with pytest.raises(DataError, match="kind knows 1 class; at least two are expected"):
+        describe(saved(tmp_path / "set", train=rows), tmp_path)
+
+
 @pytest.mark.parametrize("is_alone", [False, True])
 def test_tenth_of_every_class_is_cut_where_there_is_no_test_part(is_alone: bool, tmp_path: Path) -> None:
     if is_alone:
@@ -174,7 +201,7 @@ def test_unreadable_images_are_named_by_their_row(change: Callable[[dict[str, An
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ([-1, 0, 1, 2] * 10, r"label -1 of train image \d+ is out of range \(10 are\); allowed: 0 to 2"),
+        ([-1, 0, 1, 2] * 10, r"label -1 of train row 0 is out of range \(10 are\); allowed: 0 to 2"),
         ([None, 0, 1, 2] * 10, "10 of 40 rows have no kind"),
         ([0, 1] * 20, r"no training image of class 2 \(cat\)"),
     ],

@@ -39,6 +39,7 @@ OTHERS: dict[str, Any] = {
     "train_images": 100,
     "eval_images": 50,
     "precision": "fp32",
+    "init": "width",
 }
 #: Fields of an architecture that run files of version 0.1 do not have.
 NEWER = ("v2", "pretrained_windows")
@@ -217,6 +218,7 @@ def test_recipe_keeps_its_id_in_a_run_file(recipe: str, file: Path) -> None:
 
 
 def test_recipe_with_every_field_set_reads_back_from_a_run_file(file: Path) -> None:
+    assert set(OTHERS) == set(Recipe.model_fields)
     recipe = Recipe(**OTHERS)
     write_run(run_of(parse_name("Swin-T")).model_copy(update={"recipe": recipe}), file)
     assert load_run(file).recipe == recipe
@@ -262,6 +264,7 @@ def test_seed_data_and_origin_of_a_run_file_may_be_left_out(file: Path) -> None:
         ("epochs: 4", "epochs: 0", ["recipe.epochs", "0", "greater than 0"]),
         ("epochs: 4", "epoch: 4", ["recipe.epoch", "unknown key", "epochs"]),
         ("seed: 0", "seed: -1", ["seed", "-1", "greater than or equal to 0"]),
+        ("seed: 0", f"seed: {2**64}", ["seed", str(2**64), "less than"]),
         ("data: null", "data: 3", ["data", "3", "string"]),
     ],
 )
@@ -325,6 +328,8 @@ def test_window_of_a_run_file_that_does_not_divide_its_grid_is_read(file: Path) 
         ("accumulate: 3", "accumulate: 3 does not divide batch_size 128"),
         ("min_lr: 1.0", "min_lr: 1.0 is more than lr 0.001"),
         ("precise_bn: 1", "precise_bn: 1 image has no spread; use 0"),
+        ("mixup: 0.8\naccumulate: 128", "accumulate: 128 leaves parts of 1 image"),
+        ("cutmix: 1.0\naccumulate: 128", "accumulate: 128 leaves parts of 1 image"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(line: str, message: str, file: Path) -> None:

@@ -237,4 +237,5 @@ def test_trainings_at_once_on_one_gpu_give_the_scores_of_one_after_another(at_on
     search("one.db", "--train-threads", 1)
     search("two.db", "--train-parallel", at_once, "--train-threads", 1)
     assert {score.environment["device"] for score in scores("two.db")} == {"cuda"}
+    assert {score.environment["gpu"]["name"] for score in scores("two.db")} == {torch.cuda.get_device_name()}
     assert found("two.db") == found("one.db")

@@ -20,6 +20,7 @@ from explorer.arch import Arch, parse_name
 from explorer.errors import RecipeError, TrainError
 from explorer.records import Epoch
 from explorer.training import trainer
+from explorer.training.checkpoint import write_checkpoint
 from explorer.training.data import Split
 from explorer.training.recipe import Recipe
 from explorer.training.step import Acceleration, parameter_groups
@@ -379,6 +380,31 @@ def test_finished_training_is_not_trained_again(arch: Arch, split: Split, tmp_pa
 def test_no_unfinished_file_is_left_beside_the_checkpoint(arch: Arch, split: Split, tmp_path: Path) -> None:
     train_swin(arch, split, checkpoint=Checkpoint(tmp_path / "checkpoint.pt", "key"))
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_no_unfinished_file_is_left_where_keeping_is_interrupted(tmp_path: Path) -> None:
+    class Interrupts:
+        def __reduce__(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint({"module": Interrupts()}, tmp_path / "checkpoint.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_that_another_process_removes_while_it_is_opened_is_none(
+    arch: Arch, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has come to the end of the same training."""
+
+    def read_too_late(path: Path) -> dict[str, Any]:
+        path.unlink()
+        return read_checkpoint(path)
+
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    undisturbed = train_swin(arch, split, checkpoint=checkpoint)[1]
+    monkeypatch.setattr(trainer, "read_checkpoint", read_too_late)
+    assert_same_training(train_swin(arch, split, checkpoint=checkpoint)[1], undisturbed)
 
 
 def test_checkpoint_of_another_training_is_refused_and_kept(arch: Arch, split: Split, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 
 from explorer import latency
 from explorer.arch import Arch
-from explorer.errors import BackendMissing, DataError, MeasureError, StoreError, UserError
+from explorer.errors import BackendMissing, DataError, DeviceLost, MeasureError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan, live
 from explorer.evaluate.live import Live
 from explorer.records import Candidate, Failure, Latency, Score, StudyRecord, Target, latency_key
@@ -590,12 +590,28 @@ def test_error_that_no_one_foresaw_is_a_crash(
     assert (failure.kind, failure.message) == ("crash", "the ceiling came down")
 
 
+@pytest.mark.parametrize("measures", [False, True])
+def test_training_that_takes_the_gpu_with_it_is_a_failure_to_look_at(
+    record: StudyRecord, plan: Plan, store: Store, space: Space, on_bench: Bench, monkeypatch: pytest.MonkeyPatch,
+    measures: bool,
+) -> None:  # fmt: skip
+    def break_down(*_: object) -> None:
+        raise DeviceLost("the GPU broke under a training: an illegal access")
+
+    monkeypatch.setattr(Live, "train", break_down)
+    failure = evaluate_anew(space.base, record, plan, store, measures=measures).failure
+    assert failure is not None
+    assert (failure.kind, failure.key) == ("crash", str(plan.score_key(space.base)))
+    assert "illegal access" in failure.message
+
+
 def test_training_alone_measures_nothing(
     record: StudyRecord, plan: Plan, store: Store, space: Space, on_bench: Bench
 ) -> None:
     candidate = evaluate_anew(space.base, record, plan, store, measures=False)
     assert on_bench.measured == []
     assert (candidate.latency, candidate.outcome) == (None, "complete")
+    assert candidate.spent_s >= candidate.scores[0].train_s > 0
     wild = replace(plan, recipe=RECIPE.model_copy(update={"lr": 1e30}))
     failure = evaluate_anew(space.base, record, wild, store, measures=False).failure
     assert failure is not None

@@ -93,6 +93,7 @@ def fidelity(
         )
         archs, names = _networks(truths)
         library.require_proxies(archs, plan, names)
+        _require_difference(truths, plan)
         every_seed = range(seed, seed + seeds)
         if not report_only:
             store = _fill(archs, names, plan, store, every_seed, storage, train_parallel)
@@ -131,6 +132,16 @@ def _networks(truths: Sequence[Truth]) -> tuple[list[Arch], dict[str, str]]:
     """Every network once, and the names under which files know some."""
     archs = {arch.id: arch for truth in truths for arch in truth.archs}
     return list(archs.values()), {arch_id: name for truth in truths for arch_id, name in truth.names.items()}
+
+
+def _require_difference(truths: Sequence[Truth], plan: Plan) -> None:
+    """Raises UserError, before anything is trained, where no pair of known order has two proxies."""
+    proxies = {arch.id: plan.proxy(arch).id for truth in truths for arch in truth.archs}
+    if all(proxies[pair.better] == proxies[pair.worse] for truth in truths for pair in truth.pairs):
+        raise UserError(
+            f"fidelity: nothing to rank: of the {len(proxies)} networks no two of known order have different proxies; give some "
+            "that differ in more than a proxy leaves out: the width, and depths that depth3_divisor makes equal"
+        )
 
 
 def _prepared(plan: Plan, arch: Arch, cache_root: Path) -> Evaluator:
@@ -211,10 +222,18 @@ def _nothing(report: Report, storage: str) -> str:
     from explorer.store.database import place_of, storage_url
 
     num_finished = sum(bool(network.scores) for network in report.networks)
+    failed = [(n.name, problem) for n in report.networks for problem in n.problems if ": diverged: " not in problem]
+    if failed:
+        remedy = (
+            f"{len(failed)} trainings failed, {failed[0][0]}: {failed[0][1]}; see `swinexplore studies failures --all`, which "
+            "with --forget has them tried again"
+        )
+    else:
+        remedy = "run the command without --report-only, or with the recipe, data and seeds that were trained"
     return (
         f"fidelity: nothing to rank: {num_finished} of {len(report.networks)} networks have a finished training of recipe "
         f"{report.plan.recipe.id} on {report.plan.data.spec} from these seeds in {place_of(storage_url(storage))}, and no two of "
-        "them are of known order; run the command without --report-only, or with the recipe, data and seeds that were trained"
+        f"them are of known order; {remedy}"
     )
 
 

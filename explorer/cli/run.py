@@ -273,6 +273,9 @@ def train(
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Gradient checkpointing: less memory, about a third more time.")
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the network: minutes first, faster epochs then.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="Where to train: auto, cpu or cuda.")] = "auto",
     data_root: options.DataRoot = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an epoch.")] = False,
@@ -282,6 +285,7 @@ def train(
     from explorer.latency.environment import exclusive
     from explorer.training.data import describe, load, resting_device
     from explorer.training.recipe import load_run
+    from explorer.training.step import Acceleration
     from explorer.training.trainer import Checkpoint, require_fit
     from explorer.training.trainer import train as train_module
 
@@ -335,6 +339,7 @@ def train(
                 console.json_line(asdict(epoch)) if as_json else console.document(_epoch_line(epoch, recipe.epochs))
             ),
             checkpoint=kept,
+            acceleration=Acceleration(compiled=compiled),
         )
     summary = {
         "accuracy": outcome.accuracy,

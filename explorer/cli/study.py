@@ -128,7 +128,7 @@ def findings_of(store: Store, records: list[StudyRecord], max_latency_ms: float 
     candidates: dict[str, Candidate] = {}
     for candidate in (c for record in records for c in store.candidates(record)):
         known = candidates.get(candidate.arch.id)
-        if known is None or (known.outcome != "complete" and candidate.outcome == "complete"):
+        if known is None or _says(candidate) > _says(known):
             candidates[candidate.arch.id] = candidate
     return findings(
         " + ".join(record.name for record in records),
@@ -138,6 +138,13 @@ def findings_of(store: Store, records: list[StudyRecord], max_latency_ms: float 
         base_latency=store.latency(first.base_id, first.target_id),
         max_latency_ms=max_latency_ms,
     )
+
+
+def _says(candidate: Candidate) -> int:
+    """How much of a network a study says: that it is complete most, then that its training diverged, which is a result too."""
+    if candidate.outcome == "complete":
+        return 2
+    return int(candidate.failure is not None and candidate.failure.kind == "diverged")
 
 
 studies_app = typer.Typer(

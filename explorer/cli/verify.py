@@ -57,6 +57,8 @@ def verify(
     from explorer.training.recipe import load_recipe
 
     options.check_max_latency(max_latency)
+    if again and no_latency:
+        raise UserError("--again: measures latencies anew, and --no-latency measures none; give one of them")
     chosen = None if recipe is None else load_recipe(recipe)
     store = Store.open(storage)
     try:

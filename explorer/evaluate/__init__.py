@@ -221,7 +221,7 @@ class Evaluator:
                 )
         except _KnownFailure as known:
             return replace(candidate, outcome="failed", scores=(), failure=known.failure, reused=candidate.reused + 1)
-        except (TrialError, RuntimeError, MemoryError) as error:
+        except (TrialError, RuntimeError, MemoryError, ValueError) as error:  # torch refuses some shapes so
             kind = _kind_of(error)
             is_measured = candidate.latency is not None or not measures
             if kind == "crash" and is_measured and plan.train_device == "cuda":

@@ -111,6 +111,7 @@ class Live:
             for device in devices:
                 held.enter_context(environment.shared(device))
             num_threads = held.enter_context(_threads(plan.train_threads))
+            held.callback(_free_memory, self.device)  # also after a training that failed: a worker measures next
             outcome = train(
                 module,
                 plan.recipe,
@@ -121,8 +122,12 @@ class Live:
                 checkpoint=kept,
                 until=key.epochs,
             )
-            _free_memory(self.device)
-        host = {**environment.describe_host(), "device": plan.train_device, "threads": num_threads}
+        host = {
+            **environment.describe_host(),
+            **_gpu_of(self.device),
+            "device": plan.train_device,
+            "threads": num_threads,
+        }
         score = Score(
             **asdict(key), accuracy=outcome.accuracy, train_s=outcome.train_s, environment=host, trained_at=now()
         )
@@ -180,6 +185,15 @@ def _threads(number: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def _gpu_of(device: torch.device) -> dict[str, dict[str, str]]:
+    """The GPU's model, as an environment holds it; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    return {"gpu": {"name": torch.cuda.get_device_name(device)}}
 
 
 def _free_memory(device: torch.device) -> None:

@@ -5,6 +5,7 @@ Every training is a fact as a search's are, so that another run, another machine
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -96,7 +97,10 @@ def trainings(archs: Sequence[Arch], plan: Plan, store: Store, seeds: Sequence[i
     for arch in archs:
         first.setdefault(plan.proxy(arch).id, arch)
     keys = [(arch, plan.score_key(arch, seed=seed)) for seed in seeds for arch in first.values()]
-    return [Training(arch, key, store.score(key), store.failure(str(key))) for arch, key in keys]
+    # A ladder may have met the divergence at one of its rungs: it is kept under fewer epochs than are wanted here.
+    return [
+        Training(arch, key, store.score(key), store.divergence(key) or store.failure(str(key))) for arch, key in keys
+    ]
 
 
 def run(
@@ -129,7 +133,8 @@ class _Run:
     on_progress: Callable[[Progress], None]
     num_done: int = 0
     num_lost: int = 0
-    begun: set[str] = field(default_factory=set)
+    #: Trainings that were told to begin and are not done yet, by network: events do not tell the seed.
+    begun: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         self.num_all = len(self.missing)
@@ -137,13 +142,14 @@ class _Run:
         while waiting or num_working:
             while waiting and num_working < self.runner.capacity:
                 training = waiting.pop()
-                self.begun.discard(training.arch.id)
                 self.runner.submit(Job(training.arch, seeds=(training.key.seed,), measures=False))
                 num_working += 1
             done = self.runner.wait(self.hear)
             assert done is not None
             num_working -= 1
-            if self.is_lost(done):
+            is_lost = self.is_lost(done)
+            self.begun[done.job.arch.id] = max(0, self.begun[done.job.arch.id] - 1)
+            if is_lost:
                 waiting.append(
                     next(t for t in self.missing if (t.arch, (t.key.seed,)) == (done.job.arch, done.job.seeds))
                 )
@@ -152,14 +158,14 @@ class _Run:
 
     def hear(self, arch: Arch, event: Event) -> None:
         if event == "training":
-            self.begun.add(arch.id)
+            self.begun[arch.id] += 1
             self.tell("begun", arch)
         elif isinstance(event, Epoch):
             self.tell("epoch", arch, epoch=event)
 
     def is_lost(self, done: Done) -> bool:
         """Whether a worker died before its training began, which says nothing of the network."""
-        is_lost = isinstance(done.error, TrialError) and self.runner.capacity > 1 and done.job.arch.id not in self.begun
+        is_lost = isinstance(done.error, TrialError) and self.runner.capacity > 1 and not self.begun[done.job.arch.id]
         self.num_lost = self.num_lost + 1 if is_lost else 0
         if self.num_lost > MAX_LOST_STARTS:
             raise UserError(

@@ -58,8 +58,8 @@ class Network:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that trainings took: `mean_s` and `max_s` a configuration with all its seeds, `training_s` one training on
-    average. `where`: on what; `num_trainings` that finished. None where none did.
+    """Seconds that trainings took: `mean_s` and `max_s` a configuration with all its seeds, of those with which all finished;
+    `training_s` one training on average. `where`: on what; `num_trainings` that finished. None where none did.
     """
 
     num_trainings: int
@@ -181,15 +181,17 @@ def _network(arch: Arch, proxy_id: str, found: Sequence[Training], truths: Seque
 
 
 def _cost(found: Iterable[Sequence[Training]]) -> Cost:
-    done = [[training.score for training in of_proxy if training.score is not None] for of_proxy in found]
-    scores = [score for of_proxy in done for score in of_proxy]
+    of_proxies = [[training.score for training in of_proxy] for of_proxy in found]
+    scores = [score for of_proxy in of_proxies for score in of_proxy if score is not None]
     if not scores:
         return Cost(0, None, None, None, ())
-    totals = [sum(score.train_s for score in of_proxy) for of_proxy in done if of_proxy]
+    # Of a training that diverged no seconds are kept, and of one that is missing there are none.
+    whole = [[score.train_s for score in of_proxy if score is not None] for of_proxy in of_proxies if all(of_proxy)]
+    totals = [sum(seconds) for seconds in whole]
     return Cost(
         len(scores),
-        statistics.fmean(totals),
-        max(totals),
+        statistics.fmean(totals) if totals else None,
+        max(totals, default=None),
         statistics.fmean(score.train_s for score in scores),
         tuple(sorted({_where(score) for score in scores})),
     )
@@ -199,7 +201,7 @@ def _where(score: Score) -> str:
     """On what a score was trained, as far as it says."""
     host = score.environment
     if host.get("device") == "cuda":
-        return str(host.get("gpu") or "cuda")
+        return str(host.get("gpu", {}).get("name", "cuda"))
     threads = host.get("threads")
     counted = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
     return f"{host.get('cpu', 'cpu')}{counted}"

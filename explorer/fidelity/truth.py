@@ -185,7 +185,7 @@ class _Row:
                 raise self.error("arch_id", "cannot be looked up: there is no database; give names instead")
             return find(text)
         except ArchError as error:
-            raise self.error("name", f"is no architecture: {error}") from None
+            raise self.error(self.key, f"is no architecture: {error}") from None
         except StoreError as error:
             raise self.error("arch_id", f"is no architecture of the database: {error}") from None
 

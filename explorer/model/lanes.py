@@ -17,17 +17,17 @@ from torch.autograd.function import once_differentiable
 MOST_TOKENS: Final = 4
 
 
-def lane_order(order_T: Tensor, num_tokens: int, batch: int) -> tuple[Tensor, Tensor]:
+def lane_order(order_T: Tensor, inverse_T: Tensor, num_tokens: int, batch: int) -> tuple[Tensor, Tensor]:
     """(B*T,) where each token of a batch comes from and where it goes, so that they lie in the order (L, B, N).
 
-    `order_T`: an image's tokens in the order of its windows, (N, L) row by row; `num_tokens`: L.
+    `order_T`: an image's tokens in the order of its windows, (N, L) row by row, and `inverse_T` the places of its tokens in
+    that order; `num_tokens`: L.
     """
     T, L = len(order_T), num_tokens
     N = T // L
     images = torch.arange(batch, device=order_T.device)
     taken = order_T.view(N, L).t()[:, None] + images[:, None] * T
-    inverse = order_T.argsort()
-    given = (inverse % L) * (batch * N) + inverse // L + images[:, None] * N
+    given = (inverse_T % L) * (batch * N) + inverse_T // L + images[:, None] * N
     return taken.reshape(-1), given.reshape(-1)
 
 

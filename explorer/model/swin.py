@@ -302,8 +302,9 @@ class Block(nn.Module):
         convention (torchvision pads before the shift).
         """
         is_plain = x_BHWC.device.type == "cpu" and x_BHWC.dtype == torch.float32 and torch.is_grad_enabled()
-        if self.has_lanes and is_plain and self.order is not None and not torch.compiler.is_compiling():
-            taken, given = lane_order(self.order, self.window**2, len(x_BHWC))
+        is_plain = is_plain and not torch.compiler.is_compiling()
+        if self.order is not None and self.inverse is not None and self.has_lanes and is_plain:
+            taken, given = lane_order(self.order, self.inverse, self.window**2, len(x_BHWC))
             x_TC = _Reordered.apply(x_BHWC.reshape(1, -1, x_BHWC.shape[-1]), taken, given)[0]
             return _Reordered.apply(self.attn.in_lanes(x_TC)[None], given, taken).view(x_BHWC.shape)
         if self.shift and self.order is not None and self.inverse is not None:

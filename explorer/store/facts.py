@@ -66,10 +66,12 @@ def find_failure(connection: Connection, key: str) -> Failure | None:
 
 def find_divergence(connection: Connection, key: ScoreKey) -> Failure | None:
     """That the training under `key` diverged within its epochs, asked for as many or fewer: a longer run passes that step too."""
-    keys = [str(replace(key, epochs=epochs)) for epochs in range(1, key.epochs + 1)]
     columns = schema.failures.c
-    rows = rows_of(connection, sa.select(schema.failures).where(columns.key.in_(keys), columns.kind == "diverged"))
-    return min(map(failure_of, rows), key=lambda failure: keys.index(failure.key), default=None)
+    before, after = str(key).rsplit(f"/{key.epochs}/", 1)
+    same = columns.key.startswith(f"{before}/", autoescape=True), columns.key.endswith(f"/{after}", autoescape=True)
+    rows = rows_of(connection, sa.select(schema.failures).where(*same, columns.kind == "diverged"))
+    found = {int(row["key"].split("/")[-2]): failure_of(row) for row in rows}
+    return found[min(found)] if found and min(found) <= key.epochs else None
 
 
 def is_known(connection: Connection, key: str) -> bool:

@@ -84,8 +84,11 @@ def _grey(pixels: Tensor) -> Tensor:
     """(B, 1, H, W) brightness."""
     if pixels.shape[1] != len(LUMA):
         return pixels.mean(1, keepdim=True)
-    weights = torch.tensor(LUMA, device=pixels.device)[:, None, None]
-    return (pixels * weights).sum(1, keepdim=True)
+    # A tensor of the weights would be copied to the device, which waits for it.
+    grey = LUMA[0] * pixels[:, 0, None]
+    for channel, weight in enumerate(LUMA[1:], 1):
+        grey = grey.add(pixels[:, channel, None], alpha=weight)
+    return grey
 
 
 def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -33,12 +33,13 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
         torch.save(state, unfinished)
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise DataError(
             f"{path}: the state of the training cannot be written: {_first_line(error)}; free some space, or "
             "use another folder"
         ) from None
+    finally:  # after an interrupt too
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from explorer.errors import DataError
 from explorer.records import digest
-from explorer.training.folders import IDX_FILES, DataInfo, describe_idx, describe_tree, load_idx, load_tree
+from explorer.training.folders import IDX_FILES, DataInfo, describe_idx, describe_tree, load_idx, load_tree, unreadable
 from explorer.training.images import MAX_BAD_SHARE, OnImages, Part, PartName, pixel_hashes, shuffled
 
 if TYPE_CHECKING:
@@ -105,9 +105,17 @@ def describe(spec: str, root: Path) -> DataInfo:
 
         return describe_hub(spec, root)
     folder = Path(spec)
+    try:
+        return _describe_folder(folder, root)
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
+def _describe_folder(folder: Path, root: Path) -> DataInfo:
+    """Raises DataError and OSError."""
     if not folder.is_dir():
         raise DataError(
-            f"data: {spec!r} is neither a known set nor a folder; allowed: {', '.join(SOURCES)}, "
+            f"data: {str(folder)!r} is neither a known set nor a folder; allowed: {', '.join(SOURCES)}, "
             "hf:NAME (a set of Hugging Face), a folder of idx .gz files, or a folder of one folder of images per class"
         )
     if any((folder / name).exists() for name in IDX_FILES):
@@ -184,6 +192,12 @@ def _require_sound(info: DataInfo, name: PartName, part: Part) -> None:
         raise DataError(
             f"data {info.spec}: no training image of class {label}{named}{left_out}; every class needs one: add some, or remove "
             "the class"
+        )
+    described = info.num_train if name == "train" else info.num_test
+    if len(labels) + len(part.bad) != described:
+        raise DataError(
+            f"data {info.spec}: {len(labels) + len(part.bad)} {name} images where {described} belong: this is another set, and "
+            f"its scores would stand beside those of {info.id}; put the whole set there, or give what lies there as a folder"
         )
 
 

@@ -31,6 +31,7 @@ IDX_FILES: Final = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
+_TEST_FOLDERS: Final = ("val", "test", "validation", "valid")
 #: So many files' beginnings and ends are part of a tree's fingerprint, spread evenly where there are more: some seconds.
 MOST_SAMPLED: Final = 100_000
 _SAMPLE_BYTES: Final = 4096
@@ -167,9 +168,34 @@ def _seen(file: Path, *, samples: bool) -> tuple[int, int]:
 
 
 def _scan(folder: Path) -> _Tree:
-    """Finds the images: `train/` beside `val/` or `test/`, else one tree of which every tenth image is the test part."""
-    test_folder = next((folder / name for name in ("val", "test", "validation") if (folder / name).is_dir()), None)
-    train_folder = folder / "train" if test_folder is not None and (folder / "train").is_dir() else folder
+    """Finds the images: `train/` beside `val/` or `test/`, else one tree of which every tenth image is the test part.
+
+    Raises DataError.
+    """
+    try:
+        return _scanned(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
+def unreadable(folder: Path, error: OSError) -> DataError:
+    """What to say of a folder that cannot be listed, or a file in it that cannot be opened."""
+    return DataError(
+        f"data {folder}: cannot be read: {error.filename or folder}: {error.strerror or error}; give the right path, or "
+        "yourself the right to read it"
+    )
+
+
+def _scanned(folder: Path) -> _Tree:
+    test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
+    is_divided = (folder / "train").is_dir()
+    if is_divided and test_folder is None and any(entry.is_dir() for entry in (folder / "train").iterdir()):
+        # Else `train` would be a class, and whatever lies beside it the others.
+        raise DataError(
+            f"data {folder}: train holds folders, but there is no test part beside it; name that one of "
+            f"{', '.join(_TEST_FOLDERS)}, or give {folder / 'train'} to have every tenth image cut from it"
+        )
+    train_folder = folder / "train" if test_folder is not None and is_divided else folder
     classes = sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir())
     if len(classes) < 2:
         raise DataError(

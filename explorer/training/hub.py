@@ -42,7 +42,7 @@ class _Rows:
     def content(self, index: int) -> bytes:
         """An image file's content. Raises OSError and ValueError."""
         image = self.split[int(self.indices[index])][self.column]
-        if image is None:
+        if image is None or (image["bytes"] is None and image["path"] is None):
             raise ValueError("no image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
@@ -59,19 +59,17 @@ class _Hub:
 def describe_hub(spec: str, root: Path) -> DataInfo:
     """Describes a set by its rows; a set that is not on this machine yet is downloaded by `datasets`, into its own cache.
 
-    The fingerprint is that of the labels and the images' files themselves, so it is the same on every machine. Raises DataError,
-    and BackendMissing where the package is not installed.
+    The fingerprint is that of all labels and of up to MOST_SAMPLED images' files themselves, so it is the same on every machine.
+    Raises DataError, and BackendMissing where the package is not installed.
     """
     hub = _read(spec, root)
     parts = (hub.train, hub.test)
     content = {"classes": hub.class_names, "parts": [_fingerprint(rows) for rows in parts]}
     channels = 1 if _is_grey(spec, hub.train) else 3
     numbers = (len(hub.train.labels), len(hub.test.labels))
-    folder = Path(_parsed(spec)[0])
-    if folder.exists():
-        spec = spec.replace(
-            str(folder), str(folder.resolve()), 1
-        )  # it is named in a study that other folders go on with
+    name = _parsed(spec)[0]
+    if Path(name).exists():  # it is named in a study that other folders go on with
+        spec = f"hf:{Path(name).resolve()}{spec.removeprefix('hf:').removeprefix(name)}"
     return DataInfo(
         spec, digest("d1", {"hub": content}), len(hub.class_names), channels, *numbers, root, hub.class_names
     )
@@ -94,6 +92,7 @@ def load_hub(
     def encoded() -> Encoded:
         hub = _read(info.spec, info.root)
         rows = hub.train if part == "train" else hub.test
+        _require_in_range(info, part, rows)
         return Encoded(rows.labels, rows.content, lambda index: f"{part} row {rows.indices[index]}")
 
     slot = Slot(info.spec, info.id, info.root, part, image_size, channels)
@@ -111,9 +110,17 @@ def _read(spec: str, root: Path) -> _Hub:
     image, label = _columns(spec, splits["train"].features, columns)
     train = _rows(spec, splits["train"], image, label)
     class_names = tuple(splits["train"].features[label].names)
-    for split in (splits[known] for known in _TEST_SPLITS if known in splits):
+    if len(class_names) < 2:
+        raise DataError(f"data {spec}: {label} knows {len(class_names)} class; at least two are expected")
+    for known in (known for known in _TEST_SPLITS if known in splits):
+        split = splits[known]
         if image not in split.features or label not in split.features:
             continue
+        if tuple(getattr(split.features[label], "names", ())) != class_names:
+            raise DataError(
+                f"data {spec}: {label} of the split {known!r} does not name the classes that 'train' does, in their order; a "
+                "label must mean the same in both: mend or remove that split"
+            )
         test = _rows(spec, split, image, label)
         if (test.labels >= 0).any():  # the labels of a contest are kept back as -1
             return _Hub(class_names, train, test)
@@ -198,6 +205,16 @@ def _rows(spec: str, split: Any, image: str, label: str) -> _Rows:
         )
     numbers = labels.to_numpy().astype(np.int64)
     return _Rows(plain.select_columns([image]), image, np.arange(len(numbers)), numbers)
+
+
+def _require_in_range(info: DataInfo, part: PartName, rows: _Rows) -> None:
+    """Raises DataError for a label that the set does not have: before anything is decoded, and by the row as it lies."""
+    outside = np.flatnonzero((rows.labels < 0) | (rows.labels >= info.num_classes))
+    if len(outside):
+        raise DataError(
+            f"data {info.spec}: label {rows.labels[outside[0]]} of {part} row {rows.indices[outside[0]]} is out of range "
+            f"({len(outside)} are); allowed: 0 to {info.num_classes - 1}; mend the labels"
+        )
 
 
 def _fingerprint(rows: _Rows) -> dict[str, Any]:

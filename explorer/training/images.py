@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -212,14 +213,14 @@ def _opened(slot: Slot) -> Part | None:
 
     try:
         facts = json.loads(slot.file("json").read_text(encoding="utf-8"))
-        with np.load(slot.file("npz")) as arrays:
+        with slot.file("npz").open("rb") as file, np.load(file) as arrays:
             labels, hashes = arrays["labels"], arrays["hashes"]
         number = len(labels)
         if facts["num_images"] != number or slot.file("bin").stat().st_size != number * math.prod(slot.shape):
             return None
         # Copy on write: torch wants arrays that may be written to, and the file stays as it is.
         pixels = np.memmap(slot.file("bin"), np.uint8, "c", shape=(number, *slot.shape))
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     images, bad = torch.from_numpy(pixels), tuple(facts["bad"])
     return Part(images, torch.from_numpy(labels), True, hashes, bad, slot.file("bin"))

@@ -20,6 +20,8 @@ from explorer.records import digest
 
 _Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+#: torch's generators take no larger seed.
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
 #: A YAML list is a tuple here; its items stay strict.
 _Pair = Annotated[tuple[_Share, _Share], Field(strict=False)]
 
@@ -77,6 +79,11 @@ class Recipe(Document):
             raise ValueError(f"min_lr: {self.min_lr} is more than lr {self.lr}; use at most that")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+        if (self.mixup or self.cutmix) and self.accumulate == self.batch_size:
+            raise ValueError(
+                f"accumulate: {self.accumulate} leaves parts of 1 image, and mixup and cutmix need a second one in the part; "
+                "use less, or no mixing"
+            )
         if self.precise_bn == 1:
             raise ValueError("precise_bn: 1 image has no spread; use 0 (keep the running statistics) or at least 2")
         return self
@@ -92,7 +99,7 @@ class Recipe(Document):
 RECIPES: Final = MappingProxyType(
     {
         "proxy": Recipe(
-            epochs=3,
+            epochs=2,
             batch_size=32,
             lr=1e-3,
             min_lr=2e-5,
@@ -101,7 +108,7 @@ RECIPES: Final = MappingProxyType(
             init="width",
             grad_clip=1.0,
             crop_padding=0.0,
-            train_images=15_000,
+            train_images=12_000,
             eval_images=4_000,
         ),
         "quick": Recipe(epochs=3, batch_size=48, lr=3e-3, warmup=0.15, train_images=1_600, eval_images=800),
@@ -149,7 +156,7 @@ class RunFile(Document):
     arch: dict[str, Any]
     recipe: Recipe
     data: str | None = None
-    seed: NonNegativeInt = 0
+    seed: _Seed = 0
     origin: dict[str, Any] = {}
 
     def architecture(self, source: str) -> Arch:

@@ -260,7 +260,12 @@ class _Loop:
         """Goes on from the kept state, if there is one that leads to `num_epochs` and an evaluation there."""
         if not checkpoint.path.exists():
             return
-        state = read_checkpoint(checkpoint.path)
+        try:
+            state = read_checkpoint(checkpoint.path)
+        except RecipeError:
+            if checkpoint.path.exists():
+                raise
+            return  # another process has come to the end of the same training meanwhile
         if state.get("key") != checkpoint.key:
             raise RecipeError(
                 f"{checkpoint.path}: the state of another training (other architecture, recipe, data, seed or starting weights); "

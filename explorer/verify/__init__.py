@@ -80,8 +80,8 @@ def verify(
     """Measures the front's members again and trains each from `num_seeds` seeds by the evaluator's plan, as `longer` makes it.
 
     What an earlier verification in the same way kept is not done again; `again` measures all latencies anew. A TrialError
-    is a member's problem and the rest goes on; ParityError and UserError go through, as does KeyboardInterrupt: everything
-    finished is kept.
+    is a member's problem and the rest goes on; ParityError, UserError and DeviceLost go through, as does KeyboardInterrupt:
+    everything finished is kept.
     """
     members = front_of(record, store, max_latency_ms)
     plan = evaluator.plan

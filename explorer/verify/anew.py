@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from explorer.arch import Arch
-from explorer.errors import TrialError, ran_out_of_memory
+from explorer.errors import DeviceLost
 from explorer.evaluate import Evaluator, Plan, Step, now
 from explorer.records import DEADLINE_S, Candidate, Epoch, Failure, StudyRecord
 from explorer.store import Store
@@ -40,13 +39,10 @@ def evaluate_anew(
         try:
             with Evaluator(plan, rebuilds=rebuilds, deadline_s=deadline_s, cache_root=root) as evaluator:
                 prepare_beside(evaluator, store, record)
-                if measures:
-                    try:
-                        candidate = evaluator.evaluate(arch, apart, on_step, on_epoch, on_detail)
-                    except (RuntimeError, MemoryError) as error:  # a search ends here, and this is its report
-                        candidate = _crashed(arch, plan, apart, error)
-                else:
-                    candidate = _trained_alone(arch, evaluator, apart, on_step, on_epoch)
+                try:
+                    candidate = evaluator.evaluate(arch, apart, on_step, on_epoch, on_detail, measures=measures)
+                except DeviceLost as error:  # a search ends here, and this is its report
+                    candidate = _crashed(arch, plan, apart, error)
         finally:
             apart.close()
     if keep:
@@ -54,24 +50,9 @@ def evaluate_anew(
     return candidate
 
 
-def _trained_alone(
-    arch: Arch,
-    evaluator: Evaluator,
-    store: Store,
-    on_step: Callable[[Step], None],
-    on_epoch: Callable[[Epoch], None] | None,
-) -> Candidate:
-    try:
-        score, _ = evaluator.score(arch, store, on_step, on_epoch)
-    except (TrialError, RuntimeError, MemoryError) as error:
-        return _crashed(arch, evaluator.plan, store, error)
-    return Candidate(arch, "complete", scores=(score,), spent_epochs=score.epochs)
-
-
-def _crashed(arch: Arch, plan: Plan, store: Store, error: Exception) -> Candidate:
-    """A candidate that failed in training, by the class of its error."""
-    kind: Any = getattr(error, "kind", "out_of_memory" if ran_out_of_memory(error) else "crash")
-    failure = Failure(arch.id, str(plan.score_key(arch)), kind, str(error) or type(error).__name__, now())
+def _crashed(arch: Arch, plan: Plan, store: Store, error: DeviceLost) -> Candidate:
+    """A candidate whose training took the GPU with it."""
+    failure = Failure(arch.id, str(plan.score_key(arch)), "crash", str(error), now())
     return Candidate(arch, "failed", store.latency(arch.id, plan.target.id), failure=failure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import struct
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from http.client import IncompleteRead
 from pathlib import Path
+from types import MappingProxyType
 from urllib.error import URLError
 
 import numpy as np
@@ -23,6 +25,7 @@ from PIL import Image
 from torchvision import datasets
 
 from explorer.errors import DataError
+from explorer.training import data as data_module
 from explorer.training.data import Data, Source, describe, load
 from explorer.training.folders import IDX_FILES, DataInfo
 from explorer.training.images import Part
@@ -117,66 +120,88 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, dataset: type[datasets.CI
 class Case:
     """A set to load, and what is to be found. `described`: classes, channels, training and test images.
 
-    `num_train`, `num_test`: images that lie there, fewer than described in the shortened sets of torchvision.
     `is_marked`: training and test images are told by their grey levels.
     """
 
     spec: str
     root: Path
     described: tuple[int, int, int, int]
-    num_train: int
-    num_test: int
     image_size: int = 16
     is_marked: bool = True
 
+    @property
+    def num_train(self) -> int:
+        """Training images that lie there."""
+        return self.described[2]
+
+    @property
+    def num_test(self) -> int:
+        """Test images that lie there."""
+        return self.described[3]
+
+
+def shortened_case(
+    name: str, root: Path, patch: pytest.MonkeyPatch, numbers: tuple[int, int], *, image_size: int = 16, is_marked: bool
+) -> Case:
+    """A set by name of so few training and test images."""
+    num_classes, channels, _, _, *others = data_module.SOURCES[name]
+    few = (num_classes, channels, *numbers, *others)
+    patch.setattr(data_module, "SOURCES", MappingProxyType({**data_module.SOURCES, name: few}))
+    return Case(name, root, (num_classes, channels, *numbers), image_size, is_marked)
+
+
+def silhouettes_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
+    return shortened_case("silhouettes", folder / "root", patch, (800, 80), image_size=32, is_marked=False)
+
 
 def contours_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
-    return Case("contours", folder / "root", (16, 1, 14_000, 2_000), 14_000, 2_000, 32, is_marked=False)
+    return Case("contours", folder / "root", (16, 1, 14_000, 2_000), 32, is_marked=False)
 
 
 def debian_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     spec = "/usr/share/datasets/fashion-mnist"
     if not Path(spec).is_dir():
         pytest.skip(f"{spec} is not there: apt-get install dataset-fashion-mnist")
-    return Case(spec, folder / "root", (10, 1, 60_000, 10_000), 60_000, 10_000, 28, is_marked=False)
+    return Case(spec, folder / "root", (10, 1, 60_000, 10_000), 28, is_marked=False)
 
 
 def idx_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
-    return Case(str(write_idx(folder / "set")), folder / "root", (4, 1, 40, 8), 40, 8)
+    return Case(str(write_idx(folder / "set")), folder / "root", (4, 1, 40, 8))
 
 
 def split_tree_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
-    return Case(str(write_split_tree(folder / "set")), folder / "root", (3, 3, 42, 9), 42, 9)
+    return Case(str(write_split_tree(folder / "set")), folder / "root", (3, 3, 42, 9))
 
 
 def plain_tree_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
-    return Case(str(write_plain_tree(folder / "set")), folder / "root", (3, 3, 54, 6), 54, 6, is_marked=False)
+    return Case(str(write_plain_tree(folder / "set")), folder / "root", (3, 3, 54, 6), is_marked=False)
 
 
 def fashion_mnist_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     write_fashion_mnist(folder / "root")
-    return Case("fashion-mnist", folder / "root", (10, 1, 60_000, 10_000), 40, 8)
+    return shortened_case("fashion-mnist", folder / "root", patch, (40, 8), is_marked=True)
 
 
 def cifar10_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     write_cifar(folder / "root", patch, datasets.CIFAR10, 10)
-    return Case("cifar10", folder / "root", (10, 3, 50_000, 10_000), 500, 100)
+    return shortened_case("cifar10", folder / "root", patch, (500, 100), is_marked=True)
 
 
 def cifar100_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     write_cifar(folder / "root", patch, datasets.CIFAR100, 100)
-    return Case("cifar100", folder / "root", (100, 3, 50_000, 10_000), 100, 100)
+    return shortened_case("cifar100", folder / "root", patch, (100, 100), is_marked=True)
 
 
 def hub_case(folder: Path, patch: pytest.MonkeyPatch) -> Case:
     hub = pytest.importorskip("datasets", reason="pip install 'swinexplore[huggingface]'")
     patch.setattr(hub.config, "HF_HUB_OFFLINE", True)
     hub.disable_progress_bars()
-    return Case(f"hf:{write_split_tree(folder / 'set')}", folder / "root", (3, 3, 42, 9), 42, 9)
+    return Case(f"hf:{write_split_tree(folder / 'set')}", folder / "root", (3, 3, 42, 9))
 
 
 CASES: dict[str, Callable[[Path, pytest.MonkeyPatch], Case]] = {
     "contours": contours_case,
+    "silhouettes": silhouettes_case,
     "debian-idx": debian_case,
     "idx": idx_case,
     "tree-train-val": split_tree_case,
@@ -397,14 +422,31 @@ def test_images_of_all_shapes_and_modes_are_cropped_to_rgb_squares(tmp_path: Pat
 
 def test_test_part_may_be_named_val_test_or_validation(tmp_path: Path) -> None:
     ids = set()
-    for name in ("val", "test", "validation"):
+    for name in ("val", "test", "validation", "valid"):
         folder = write_split_tree(tmp_path / f"set-{name}")
         if name != "val":
             (folder / "val").rename(folder / name)
         info = describe(str(folder), tmp_path)
         assert (info.num_classes, info.num_train, info.num_test) == (3, 42, 9)
         ids.add(info.id)
-    assert len(ids) == 3
+    assert len(ids) == 4
+
+
+@pytest.mark.parametrize("name", ["dev", "Test", None])
+def test_training_part_without_a_test_part_is_not_taken_for_a_class(name: str | None, tmp_path: Path) -> None:
+    folder = write_split_tree(tmp_path / "set")
+    if name is None:
+        shutil.rmtree(folder / "val")
+    else:
+        (folder / "val").rename(folder / name)
+    told = f"data {folder}: train holds folders, but there is no test part beside it; name that one of val, test, "
+    assert refused(folder).startswith(told)
+    assert describe(str(folder / "train"), tmp_path).num_classes == 3
+
+
+def test_class_may_be_called_train(tmp_path: Path) -> None:
+    info = describe(str(write_images(tmp_path / "set", {"bus": 11, "train": 11})), tmp_path)
+    assert info.class_names == ("bus", "train")
 
 
 # -- the fingerprint and the cache ------------------------------------------------------------------------------------
@@ -521,6 +563,21 @@ def test_spec_that_is_neither_set_nor_folder_is_refused_with_what_is_allowed(spe
         "one folder of images per class",
     ):
         assert words in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
+def test_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
+    folder = write_split_tree(tmp_path / "set")
+    folder.chmod(0)
+    try:
+        assert str(folder) in refused(folder)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_spec_that_no_file_system_takes_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data x+: cannot be read: x+: File name too long; give the right path"):
+        describe("x" * 300, tmp_path)
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
@@ -780,6 +837,18 @@ def test_fashion_mnist_with_fewer_labels_than_images_is_refused(tmp_path: Path, 
     (tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(DataError, match="fashion-mnist"):
         load_spec("fashion-mnist", tmp_path)
+
+
+def test_other_number_of_images_than_the_set_has_is_another_set(tmp_path: Path, no_network: pytest.MonkeyPatch) -> None:
+    write_fashion_mnist(tmp_path)
+    shortened_case("fashion-mnist", tmp_path, no_network, (41, 8), is_marked=True)
+    with pytest.raises(DataError, match="fashion-mnist: 40 train images where 41 belong: this is another set"):
+        load_spec("fashion-mnist", tmp_path)
+    shortened_case("fashion-mnist", tmp_path, no_network, (40, 9), is_marked=True)
+    data = load_spec("fashion-mnist", tmp_path)
+    assert len(data.for_search(None, None).eval_labels) == 5
+    with pytest.raises(DataError, match="8 test images where 9 belong"):
+        data.for_training(None, None)
 
 
 def test_label_that_the_set_does_not_have_is_refused(tmp_path: Path, no_network: pytest.MonkeyPatch) -> None:
