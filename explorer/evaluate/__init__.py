@@ -224,7 +224,8 @@ class Evaluator:
         except (TrialError, RuntimeError, MemoryError, ValueError) as error:  # torch refuses some shapes so
             kind = _kind_of(error)
             is_measured = candidate.latency is not None or not measures
-            if kind == "crash" and is_measured and plan.train_device == "cuda":
+            is_of_the_device = kind == "crash" and not isinstance(error, ValueError)
+            if is_of_the_device and is_measured and plan.train_device == "cuda":
                 raise DeviceLost(f"the GPU broke under a training: {error}", "crash") from error
             failure = keep_failure(store, arch, key, kind, error)
             spent = candidate.spent_epochs + trained[0]
