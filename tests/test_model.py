@@ -298,6 +298,9 @@ def test_weights_drawn_by_width_keep_the_spread_of_what_they_read() -> None:
     assert isinstance(module.stages[1].merging, PatchMerging)
     assert attn.qkv.weight.std().item() == pytest.approx(384**-0.5, rel=0.05)
     assert module.stages[1].merging.reduction.weight.std().item() == pytest.approx(384**-0.5, rel=0.05)
+    for last in (attn.proj, module.stages[2].blocks[0].mlp.fc2):
+        assert isinstance(last, nn.Linear)
+        assert last.weight.std().item() == pytest.approx(0.2 * last.in_features**-0.5, rel=0.05)
     assert attn.bias_table.std().item() == pytest.approx(0.02, rel=0.05)
     assert module.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(module.patch_embed.proj.weight, authors.patch_embed.proj.weight)

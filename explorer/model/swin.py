@@ -34,6 +34,9 @@ MIN_TEMPERATURE = 0.01
 FIRST_TEMPERATURE = 0.1
 #: Swin V2: the bound of the position bias, and the extent that offsets are scaled to.
 CPB_BOUND, CPB_EXTENT = 16.0, 8
+#: Weights drawn by width: what those that end a branch start with, of the others' deviation. docs/decisions/0012.
+BRANCH_SCALE = 0.2
+_BRANCH_ENDS = ("attn.proj.weight", "mlp.fc2.weight")
 _POST_NORMS = ("norm1.weight", "norm2.weight")
 
 
@@ -444,7 +447,8 @@ def init_weights(module: Swin, seed: int, *, by_width: bool = False) -> None:
     torch draws those of a convolution. Swin V2's norms start at zero, so that every block starts as its skip.
 
     `by_width`: linear weights of blocks and mergings are N(0, 1/fan-in) instead, so that narrow networks start with branches
-    that say something: 0.02 is 1/sqrt(2,500), and a proxy of 16 channels sits on a plateau for it.
+    that say something: 0.02 is 1/sqrt(2,500), and a proxy of 16 channels sits on a plateau for it. Those that end a branch
+    are `BRANCH_SCALE` of that, so that forty branches do not drown the image in what they know nothing of yet.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -454,7 +458,8 @@ def init_weights(module: Swin, seed: int, *, by_width: bool = False) -> None:
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         elif parameter.ndim == 2:
             is_scaled = by_width and name.startswith("stages.") and "bias_table" not in name
-            deviation = parameter.shape[1] ** -0.5 if is_scaled else 0.02
+            is_last = is_scaled and name.endswith(_BRANCH_ENDS)
+            deviation = parameter.shape[1] ** -0.5 * (BRANCH_SCALE if is_last else 1.0) if is_scaled else 0.02
             parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
         elif name.endswith("bias") or (module.arch.v2 and ".blocks." in name and name.endswith(_POST_NORMS)):
             parameter.zero_()

@@ -103,6 +103,7 @@ RECIPES: Final = MappingProxyType(
             batch_size=32,
             lr=1e-3,
             min_lr=2e-5,
+            warmup=0.25,
             betas=(0.9, 0.99),
             label_smoothing=0.0,
             init="width",
