@@ -51,8 +51,8 @@ def steps(out: Path) -> dict[str, list[str]]:
     found["latency_speed"] = [*speed, "--backend", "torch" if _why_no_tensorrt() else "tensorrt", "--precision", "fp16"]
     for name in ("model_speed", "proxy_speed", "train_parallel"):
         found[name] = [python, str(ROOT / "benchmarks" / f"{name}.py"), "--device", "cuda", "--out", str(out)]
-    fidelity = [python, "-m", "explorer", "fidelity", "--seeds", "2", "--train-parallel", "4"]
-    found["fidelity"] = [*fidelity, *database, "--json"]
+    fidelity = [python, str(ROOT / "benchmarks" / "fidelity.py"), "--device", "cuda", "--out", str(out)]
+    found["fidelity"] = [*fidelity, "--seeds", "2", "--train-parallel", "4", *database]
     return found
 
 
@@ -102,7 +102,7 @@ def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, A
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:
         return {"state": "out of time", "seconds": time.perf_counter() - start}
-    if command[-1] == "--json" and done.returncode == 0:
+    if name in TABLES and done.returncode == 0:
         (out / f"{name}-cuda.json").write_text(done.stdout, encoding="utf-8")
     last = [line for line in (done.stdout if name == "tests" else done.stderr).splitlines() if line.strip()][-3:]
     state = "done" if done.returncode == 0 else f"failed with exit code {done.returncode}"

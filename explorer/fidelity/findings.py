@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from explorer.arch import Arch
@@ -108,7 +108,7 @@ class Report:
             "recipe_id": self.plan.recipe.id,
             "recipe": self.plan.recipe.model_dump(),
             "epochs": self.plan.recipe.epochs,
-            "proxy": None if self.plan.scale is None else asdict(self.plan.scale),
+            "proxy": None if self.plan.scale is None else self.plan.scale.to_dict(),
             "data": self.plan.data.spec,
             "data_id": self.plan.data.id,
             "seeds": list(self.seeds),
