@@ -2,8 +2,8 @@
 
     python benchmarks/fidelity.py --storage fidelity.db --seeds 2 --train-parallel 2 --train-threads 1
 
-All options go to `swinexplore fidelity`; the same command goes on where it was stopped. A row a table and ranker: concordance over
-the pairs of known order, Kendall's tau-b, and what the proxy ranks wrongly; then a row a network.
+All options go to `swinexplore fidelity`; the same command goes on where it was stopped. A row a table and ranker: concordance
+over the pairs of known order, Kendall's tau-b, and what the proxy ranks wrongly; then a row a network.
 """
 
 from __future__ import annotations

@@ -872,6 +872,7 @@ def test_search_goes_on_in_an_old_database(study: str, tmp_path: Path, monkeypat
     )
     (tmp_path / "recipe.yaml").write_text("epochs: 1\nbatch_size: 32\ntrain_images: 64\neval_images: 64\n")
     command = ["search", "--space", "small.yaml", "--recipe", "recipe.yaml", "--storage", "old.db", "--json"]
+    command += ["--data", "contours"]
     result = CliRunner().invoke(app, [*command, "--trials", "4", "--study", study])
     assert result.exit_code == 0, result.output
     events = [json.loads(line) for line in result.stdout.splitlines()]
