@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -224,9 +223,8 @@ def test_build_that_was_stopped_goes_on_where_it_was(slot: Slot, cut: int) -> No
 
 
 def test_unreadable_images_up_to_the_share_are_left_out_named_and_logged_once(
-    slot: Slot, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    slot: Slot, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("explorer"), "propagate", True)
     lying = Lying(120, broken=(7, 50, 119))
     part = cached(slot, lying, max_bad_share=0.025)
     assert sorted(numbers(part)) == [index for index in range(120) if index not in (7, 50, 119)]
