@@ -22,6 +22,7 @@ from explorer.model.swin import (
     PatchMerging,
     Swin,
     TokenBatchNorm,
+    local_biases,
     merge,
     partition,
     relative_coordinates,
@@ -291,8 +292,8 @@ def test_weights_are_drawn_as_the_authors_draw_them() -> None:
     assert (module.norm.weight == 1).all()
 
 
-def test_weights_drawn_by_width_keep_the_spread_of_what_they_read() -> None:
-    module, authors = build(parse_name("Swin-T"), init="width"), build(parse_name("Swin-T"))
+def test_weights_of_a_narrow_start_keep_the_spread_of_what_they_read() -> None:
+    module, authors = build(parse_name("Swin-T"), init="narrow"), build(parse_name("Swin-T"))
     attn = module.stages[2].blocks[0].attn
     assert isinstance(attn.qkv, nn.Linear)
     assert isinstance(module.stages[1].merging, PatchMerging)
@@ -301,9 +302,35 @@ def test_weights_drawn_by_width_keep_the_spread_of_what_they_read() -> None:
     for last in (attn.proj, module.stages[2].blocks[0].mlp.fc2):
         assert isinstance(last, nn.Linear)
         assert last.weight.std().item() == pytest.approx(0.2 * last.in_features**-0.5, rel=0.05)
-    assert attn.bias_table.std().item() == pytest.approx(0.02, rel=0.05)
     assert module.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(module.patch_embed.proj.weight, authors.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 7])
+def test_position_biases_of_a_narrow_start_fall_with_the_squared_distance_from_a_spot(window: int) -> None:
+    reach, num_heads = window - 1, 400
+    biases = local_biases((2 * window - 1) ** 2, num_heads, torch.Generator().manual_seed(0))
+    grid = biases.view(2 * window - 1, 2 * window - 1, num_heads)
+    torch.testing.assert_close(biases.mean(0), torch.zeros(num_heads), atol=1e-4, rtol=0)
+    for axis in range(2) if window > 1 else ():
+        torch.testing.assert_close(
+            grid.diff(n=2, dim=axis), torch.full_like(grid.diff(n=2, dim=axis), -2.0), atol=1e-3, rtol=0
+        )
+        low, high = grid.select(axis, 0), grid.select(axis, -1)
+        spots = (high - low)[0] / (4 * reach)  # -(reach - spot)^2 + (-reach - spot)^2 = 4 reach spot
+        assert spots.std().item() == pytest.approx(1.0, rel=0.15)
+        assert spots.mean().item() == pytest.approx(0.0, abs=0.2)
+
+
+def test_blocks_of_a_narrow_start_look_at_other_spots_and_the_same_for_one_seed() -> None:
+    arch = parse_name(TINY)
+    first, same, other = (build(arch, seed=seed, init="narrow") for seed in (1, 1, 2))
+    tables = [
+        [block.attn.bias_table for stage in module.stages for block in stage.blocks] for module in (first, same, other)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(tables[0], tables[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(tables[0], tables[2], strict=True))
+    assert not torch.equal(tables[0][0], tables[0][1])
 
 
 def test_non_canonical_arch_builds_the_canonical_module() -> None:

@@ -39,7 +39,7 @@ OTHERS: dict[str, Any] = {
     "train_images": 100,
     "eval_images": 50,
     "precision": "fp32",
-    "init": "width",
+    "init": "narrow",
 }
 #: Fields of an architecture that run files of version 0.1 do not have.
 NEWER = ("v2", "pretrained_windows")

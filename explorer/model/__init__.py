@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from explorer.model.weights import Layout
 
 #: How the weights of a training start: as the Swin authors', or drawn by the width of their layers.
-Init = Literal["authors", "width"]
+Init = Literal["authors", "narrow"]
 #: Rises whenever the same module would be written as another graph; part of the key of every latency measured on one.
 GRAPH_VERSION: Final = 2
 #: Rises whenever the torch module of an architecture runs other operations; part of the key of latencies measured on it.
@@ -29,8 +29,8 @@ MODULE_VERSION: Final = 1
 def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, init: Init = "authors", scatter: bool = False) -> Swin:
     """The torch module of `arch` on the CPU in fp32, initialised as the Swin authors do from `seed`.
 
-    `drop_path`: stochastic depth rate of the last block (0..1). `init`: `width` draws linear weights by their width instead,
-    see `explorer.model.swin.init_weights`. `scatter`: weights for a network that is measured and not
+    `drop_path`: stochastic depth rate of the last block (0..1). `init`: `narrow` starts narrow networks that train
+    briefly, see `explorer.model.swin.init_weights`. `scatter`: weights for a network that is measured and not
     trained: every part then shows in its logits, so that the check of its graph misses none.
     """
     import torch
@@ -42,7 +42,7 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, init: Init = "au
     if scatter:
         scatter_weights(module, seed)
     else:
-        init_weights(module, seed, by_width=init == "width")
+        init_weights(module, seed, narrow=init == "narrow")
     return module
 
 

@@ -34,7 +34,7 @@ MIN_TEMPERATURE = 0.01
 FIRST_TEMPERATURE = 0.1
 #: Swin V2: the bound of the position bias, and the extent that offsets are scaled to.
 CPB_BOUND, CPB_EXTENT = 16.0, 8
-#: Weights drawn by width: what those that end a branch start with, of the others' deviation. docs/decisions/0012.
+#: The start of narrow networks: what the weights that end a branch start with, of the others' deviation. docs/decisions/0012.
 BRANCH_SCALE = 0.2
 _BRANCH_ENDS = ("attn.proj.weight", "mlp.fc2.weight")
 _POST_NORMS = ("norm1.weight", "norm2.weight")
@@ -440,15 +440,16 @@ class Swin(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(module: Swin, seed: int, *, by_width: bool = False) -> None:
+def init_weights(module: Swin, seed: int, *, narrow: bool = False) -> None:
     """The authors' initialisation, drawn from `seed`: N(0, 0.02) for linear weights and bias tables, zero biases.
 
     Their cut at +-2 is 100 standard deviations away and is left out. The weights of the patch embedding are drawn as
     torch draws those of a convolution. Swin V2's norms start at zero, so that every block starts as its skip.
 
-    `by_width`: linear weights of blocks and mergings are N(0, 1/fan-in) instead, so that narrow networks start with branches
-    that say something: 0.02 is 1/sqrt(2,500), and a proxy of 16 channels sits on a plateau for it. Those that end a branch
-    are `BRANCH_SCALE` of that, so that forty branches do not drown the image in what they know nothing of yet.
+    `narrow`: for narrow networks that train briefly. Linear weights of blocks and mergings are N(0, 1/fan-in), so that their
+    branches say something: 0.02 is 1/sqrt(2,500), and a proxy of 16 channels sits on a plateau for it. Those that end a branch
+    are `BRANCH_SCALE` of that, so that forty branches do not drown the image in what they know nothing of yet. Bias tables
+    are `local_biases`.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -457,12 +458,30 @@ def init_weights(module: Swin, seed: int, *, by_width: bool = False) -> None:
             bound = parameter[0].numel() ** -0.5
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         elif parameter.ndim == 2:
-            is_scaled = by_width and name.startswith("stages.") and "bias_table" not in name
+            if narrow and name.endswith("bias_table"):
+                parameter.copy_(local_biases(*parameter.shape, generator))
+                continue
+            is_scaled = narrow and name.startswith("stages.")
             is_last = is_scaled and name.endswith(_BRANCH_ENDS)
             deviation = parameter.shape[1] ** -0.5 * (BRANCH_SCALE if is_last else 1.0) if is_scaled else 0.02
             parameter.copy_(drawn.normal_(0.0, deviation, generator=generator))
         elif name.endswith("bias") or (module.arch.v2 and ".blocks." in name and name.endswith(_POST_NORMS)):
             parameter.zero_()
+
+
+def local_biases(num_places: int, num_heads: int, generator: torch.Generator) -> Tensor:
+    """(places, heads) position biases with which every head looks at its own spot, N(0, 1) tokens away in both directions.
+
+    Minus the squared distance from there, as the positional attention of d'Ascoli et al. 2021 (ConViT, section 3) starts as
+    a convolution. What a place means is all that a window of V1 knows of its image's geometry, and N(0, 0.02) says nothing:
+    a rate of 1e-3 needs thousands of steps to tell sixteen tokens apart.
+    """
+    reach = (math.isqrt(num_places) - 1) // 2
+    side = torch.arange(-reach, reach + 1.0)
+    places = torch.cartesian_prod(side, side)
+    spots = torch.randn(num_heads, 2, generator=generator)
+    bias = -(places[:, None] - spots).square().sum(-1)
+    return bias - bias.mean(0)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ class Recipe(Document):
 
     `batch_size`: images per optimizer step, cut into `accumulate` equal parts that are run one after another. `lr`: at the
     end of the warm-up, for this batch size. `warmup`: share of all steps. `betas`: AdamW's. `init`: the weights to start from,
-    as `explorer.model.build` has them; narrow networks start with `width`.
+    as `explorer.model.build` has them; `narrow` is for narrow networks and short trainings.
 
     Augmentation, all of it batched on the training's device. `crop_padding`: pixels, as a share of the image's side, by
     which a random crop may move it. `scale`: in its place, random resized crops whose share of the image's area is at
@@ -56,7 +56,7 @@ class Recipe(Document):
     betas: _Pair = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.05
     label_smoothing: _Share = 0.1
-    init: Literal["authors", "width"] = "authors"
+    init: Literal["authors", "narrow"] = "authors"
     drop_path: _Share = 0.0
     grad_clip: PositiveFloat = 5.0
     flip: bool = False
@@ -101,16 +101,16 @@ RECIPES: Final = MappingProxyType(
         "proxy": Recipe(
             epochs=2,
             batch_size=32,
-            lr=1e-3,
+            lr=2e-3,
             min_lr=2e-5,
             warmup=0.25,
             betas=(0.9, 0.99),
             label_smoothing=0.0,
-            init="width",
+            init="narrow",
             grad_clip=1.0,
             crop_padding=0.0,
-            train_images=12_000,
-            eval_images=4_000,
+            train_images=24_000,
+            eval_images=8_000,
         ),
         "quick": Recipe(epochs=3, batch_size=48, lr=3e-3, warmup=0.15, train_images=1_600, eval_images=800),
         "imagenet": Recipe(
