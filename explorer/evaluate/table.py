@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from typing import Final
 from explorer.arch import NUM_STAGES, Arch
 from explorer.errors import ArchError, TableError
 from explorer.records import Candidate, Epoch, Latency, Score, ScoreKey, Target, digest
+from explorer.sheet import Row, read_rows
 from explorer.space import Space
 from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe
@@ -28,6 +28,7 @@ from explorer.training.recipe import Recipe
 #: What a table must have; and what it may have.
 COLUMNS: Final = ("windows", "shifts", "br", "depth3", "accuracy", "latency_ms")
 OPTIONAL: Final = ("epochs", "invalid")
+_NO_NUMBER: Final = "is not a number; write it as 0.8125"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read_table(path: str | Path, space: Space) -> Table:
     why_not: dict[str, str] = {}
     archs: dict[tuple[str, ...], Arch] = {}  # a network's choices stand in as many rows as it has epochs
     num_outside = 0
-    for row in _rows(path):
+    for row in read_rows(_Row, path, "table", _missing, (*COLUMNS, *OPTIONAL)):
         if row.choices not in archs:
             archs[row.choices] = row.arch(space.base)
         arch, epochs = archs[row.choices], row.epochs()
@@ -217,17 +218,7 @@ def _mean_curve(scores: Sequence[Score]) -> dict[int, float]:
     return {epoch: statistics.fmean(curve[epoch] for curve in curves) for epoch in shared}
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One line of the file; its methods raise TableError with the place."""
-
-    path: Path
-    line: int
-    cells: dict[str, str]
-
-    def error(self, column: str, problem: str) -> TableError:
-        return TableError(f"table {self.path}: line {self.line}: {column}: {self.cells[column]!r} {problem}")
-
+class _Row(Row):
     @property
     def choices(self) -> tuple[str, ...]:
         """What tells this row's network from others, as it is written."""
@@ -265,13 +256,13 @@ class _Row:
         return f"line {self.line} has no {empty}" if empty else ""
 
     def accuracy(self) -> float:
-        value = self._number("accuracy")
+        value = self.number("accuracy", _NO_NUMBER)
         if not 0 <= value <= 1:
             raise self.error("accuracy", "is not a share from 0 to 1; divide percentages by 100")
         return value
 
     def latency_ms(self) -> float:
-        value = self._number("latency_ms")
+        value = self.number("latency_ms", _NO_NUMBER)
         if not value > 0:
             raise self.error("latency_ms", "is not a number of milliseconds above 0")
         return value
@@ -284,49 +275,15 @@ class _Row:
             raise self.error(column, f"{what}; write it as {example}")
         return tuple(map(int, parts))
 
-    def _number(self, column: str) -> float:
-        text = self.cells[column]
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or "_" in text:
-            raise self.error(column, "is not a number; write it as 0.8125")
-        return value
 
-
-def _rows(path: Path) -> Iterator[_Row]:
-    """The file's rows, blanks around values and empty lines left out."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            _require_header(path, header)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    if len(cells) != len(header):
-                        raise TableError(
-                            f"table {path}: line {reader.line_num}: {len(cells)} values under {len(header)} columns; "
-                            "give each column one value"
-                        )
-                    stripped = (cell.strip() for cell in cells)
-                    yield _Row(path, reader.line_num, dict(zip(header, stripped, strict=True)))
-    except OSError as error:
-        raise TableError(f"table {path}: cannot be read: {error.strerror}; give a CSV file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise TableError(f"table {path}: is no CSV text file: {error}") from None
-
-
-def _require_header(path: Path, header: list[str]) -> None:
+def _missing(header: Sequence[str]) -> str:
     missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise TableError(
-            f"table {path}: line 1: no column {', '.join(missing)} in {', '.join(header) or 'an empty line'}; needed: "
-            f"{', '.join(COLUMNS)}; optional: epochs"
-        )
-    twice = [column for column in (*COLUMNS, *OPTIONAL) if header.count(column) > 1]
-    if twice:
-        raise TableError(f"table {path}: line 1: column {', '.join(twice)} is there twice; keep one")
+    if not missing:
+        return ""
+    return (
+        f"no column {', '.join(missing)} in {', '.join(header) or 'an empty line'}; needed: {', '.join(COLUMNS)}; "
+        "optional: epochs"
+    )
 
 
 def _require_all(

@@ -6,10 +6,9 @@ two results that their spread does not tell apart.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -17,12 +16,14 @@ from typing import Final, Literal
 from explorer.arch import Arch, parse_name, sizes_in
 from explorer.errors import ArchError, StoreError, TableError, UserError
 from explorer.paper import STATED, TABLES, PaperRow
+from explorer.sheet import Row, read_rows
 
 #: Two results are of known order where they differ by more than so many standard deviations of their difference.
 NUM_DEVIATIONS: Final = 2.0
 #: What stands in place of an accuracy where the training diverged.
 DIVERGED: Final = "diverged"
 TRUTH_COLUMNS: Final = ("name", "arch_id", "accuracy", "std")
+_EXAMPLE: Final = "write it as 0.8125 or 81.25"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def read_truth(
     results: dict[str, tuple[float, float]] = {}
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
-    for row in _rows(path):
+    for row in read_rows(_Row, path, "truth", _missing, TRUTH_COLUMNS):
         arch = row.arch(sizes or {}, find)
         if arch.id in archs:
             raise row.error(row.key, f"is the network of line {lines[arch.id]}; give each network once")
@@ -158,17 +159,7 @@ def _is_above(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[0] - other[0] > NUM_DEVIATIONS * math.hypot(one[1], other[1])
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One line of the file; its methods raise TableError with the place."""
-
-    path: Path
-    line: int
-    cells: dict[str, str]
-
-    def error(self, column: str, problem: str) -> TableError:
-        return TableError(f"truth {self.path}: line {self.line}: {column}: {self.cells[column]!r} {problem}")
-
+class _Row(Row):
     @property
     def key(self) -> str:
         """The column that says which network: `name`, or `arch_id` where that is empty."""
@@ -177,7 +168,7 @@ class _Row:
     def arch(self, sizes: Mapping[str, int], find: Callable[[str], Arch] | None) -> Arch:
         text = self.cells.get(self.key, "")
         if not text:
-            raise TableError(f"truth {self.path}: line {self.line}: neither name nor arch_id; give one of them")
+            raise TableError(f"{self.file}: line {self.line}: neither name nor arch_id; give one of them")
         try:
             if self.key == "name":
                 return parse_name(text, **{**sizes, **sizes_in(text)})
@@ -190,55 +181,20 @@ class _Row:
             raise self.error("arch_id", f"is no architecture of the database: {error}") from None
 
     def accuracy(self) -> float:
-        return -math.inf if self.cells["accuracy"] == DIVERGED else self._number("accuracy", f", nor {DIVERGED!r}")
+        if self.cells["accuracy"] == DIVERGED:
+            return -math.inf
+        return self.number("accuracy", f"is not a number, nor {DIVERGED!r}; {_EXAMPLE}")
 
     def std(self) -> float:
         if not self.cells.get("std"):
             return 0.0
-        value = self._number("std", "")
+        value = self.number("std", f"is not a number; {_EXAMPLE}")
         if value < 0:
             raise self.error("std", "is below 0; give a standard deviation, or leave it empty")
         return value
 
-    def _number(self, column: str, also: str) -> float:
-        text = self.cells[column]
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or "_" in text:
-            raise self.error(column, f"is not a number{also}; write it as 0.8125 or 81.25")
-        return value
 
-
-def _rows(path: Path) -> Iterator[_Row]:
-    """The file's rows, blanks around values and empty lines left out."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            _require_header(path, header)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    if len(cells) != len(header):
-                        raise TableError(
-                            f"truth {path}: line {reader.line_num}: {len(cells)} values under {len(header)} columns; "
-                            "give each column one value"
-                        )
-                    stripped = (cell.strip() for cell in cells)
-                    yield _Row(path, reader.line_num, dict(zip(header, stripped, strict=True)))
-    except OSError as error:
-        raise TableError(f"truth {path}: cannot be read: {error.strerror}; give a CSV file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise TableError(f"truth {path}: is no CSV text file: {error}") from None
-
-
-def _require_header(path: Path, header: list[str]) -> None:
-    if "accuracy" not in header or not {"name", "arch_id"} & set(header):
-        raise TableError(
-            f"truth {path}: line 1: {', '.join(header) or 'an empty line'} are not the columns; needed: accuracy, and name or "
-            "arch_id; optional: std"
-        )
-    twice = [column for column in TRUTH_COLUMNS if header.count(column) > 1]
-    if twice:
-        raise TableError(f"truth {path}: line 1: column {', '.join(twice)} is there twice; keep one")
+def _missing(header: Sequence[str]) -> str:
+    if "accuracy" in header and {"name", "arch_id"} & set(header):
+        return ""
+    return f"{', '.join(header) or 'an empty line'} are not the columns; needed: accuracy, and name or arch_id; optional: std"

@@ -459,7 +459,7 @@ def init_weights(module: Swin, seed: int, *, narrow: bool = False) -> None:
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
         elif parameter.ndim == 2:
             if narrow and name.endswith("bias_table"):
-                parameter.copy_(local_biases(*parameter.shape, generator))
+                parameter.copy_(local_biases(parameter.shape[0], parameter.shape[1], generator))
                 continue
             is_scaled = narrow and name.startswith("stages.")
             is_last = is_scaled and name.endswith(_BRANCH_ENDS)
