@@ -472,9 +472,8 @@ def init_weights(module: Swin, seed: int, *, narrow: bool = False) -> None:
 def local_biases(num_places: int, num_heads: int, generator: torch.Generator) -> Tensor:
     """(places, heads) position biases with which every head looks at its own spot, N(0, 1) tokens away in both directions.
 
-    Minus the squared distance from there, as the positional attention of d'Ascoli et al. 2021 (ConViT, section 3) starts as
-    a convolution. What a place means is all that a window of V1 knows of its image's geometry, and N(0, 0.02) says nothing:
-    a rate of 1e-3 needs thousands of steps to tell sixteen tokens apart.
+    Minus the squared distance from there, as the positional attention of d'Ascoli et al. 2021 (ConViT) starts as a convolution;
+    docs/decisions/0012. What a place means is all that a window of V1 knows of its image's geometry.
     """
     reach = (math.isqrt(num_places) - 1) // 2
     side = torch.arange(-reach, reach + 1.0)
