@@ -32,6 +32,7 @@ def rows_of(content: dict[str, Any], device: str) -> list[dict[str, Any]]:
             row |= {key: found[key] for key in ("concordance", "interval", "tau_b", "tau_b_interval")}
             row |= {key: found[key] for key in ("stated_pairs", "stated_concordance", "wrong")}
             if ranker == "proxy":
+                row["by_seed"] = section["by_seed"]
                 row |= {key: cost[key] for key in ("seconds_mean", "seconds_max", "seconds_training", "where")}
                 if section["truth"] == "table4+table5":
                     row |= dict(zip(("goal_concordance", "goal_s"), GOALS[device], strict=True))

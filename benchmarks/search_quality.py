@@ -6,11 +6,14 @@ Every table holds accuracy and latency of all architectures of a space, so that 
 - `synthetic-noisy`: the same, but a sampler sees accuracies with normal noise of 0.3 standard deviations of the table's
   accuracies; what it found is counted with the exact ones.
 - every `benchmarks/tables/NAME.csv` with the space file `NAME.yaml` beside it: recorded by the product. Its accuracies are
-  what was trained, one seed, so its front holds lucky ones that no model can foresee.
+  what was trained, one seed, so its front holds lucky ones that no model can foresee. The `oracle` row says how much of
+  that there is: it orders what is left by the same expected improvement, knowing all latencies, and of the accuracies
+  what the same model makes of all of them.
 
 Plain: `RandomSampler()`, `TPESampler()` and `NSGAIISampler()` with their defaults and a seed, on the raw choices (windows of
 stages 1 to 3, shifts of stages 1 to 4, br, depth3; 1,280 points), canonical only for counting: a repeat is free for them.
-Ours: `Proposer` alone, without the known networks that a search evaluates first.
+Ours: as a search does, the base and the presets inside the space first, then `Proposer`; `tpe-alone` is the default without these
+known networks.
 
 Hypervolume counts up to twice the base's latency and from the lowest accuracy of the table, relative to the true front's.
 `leave-one-out` rows compare the latency predictor with scikit-learn's GradientBoostingRegressor on the same rows.
@@ -42,12 +45,15 @@ from explorer.arch import Arch
 from explorer.records import Candidate, Latency, Score
 from explorer.search.predictor import LatencyPredictor
 from explorer.search.sampling import SAMPLERS, Proposer
+from explorer.search.surrogate import Effects, expected_improvement
 from explorer.space import Space
 
 TABLES = Path(__file__).parent / "tables"
 COUNTS = (50, 70, 100, 200)
 PLAIN = ("plain-random", "plain-tpe", "plain-nsgaii")
-OURS = tuple(sampler for sampler in SAMPLERS if sampler != "brute")
+ALONE = "tpe-alone"
+OURS = (*(sampler for sampler in SAMPLERS if sampler != "brute"), ALONE)
+ORACLE = "oracle"
 #: `gp` needs most of a second an ask: fewer seeds for it, as its rows say.
 MAX_SEEDS = {"gp": 2}
 NOISE = 0.3
@@ -174,16 +180,39 @@ def candidate(arch: Arch, accuracy: float, latency_ms: float) -> Candidate:
 def run_ours(table: Table, sampler: str, seed: int, count: int) -> tuple[list[str], list[float]]:
     """Ids in the order of evaluation, and seconds of every ask."""
     seen, order, seconds = table.seen(seed), [], []
-    proposer = Proposer(table.space, sampler, seed, [], None)
+    known = [] if sampler == ALONE else [arch for arch in table.space.known_networks() if table.space.holds(arch)]
+    proposer = Proposer(table.space, "tpe" if sampler == ALONE else sampler, seed, [], None)
+    for arch in known:
+        proposer.expect(arch)
     while len(order) < count:
         start = time.perf_counter()
-        arch = proposer.propose()
+        arch = known.pop(0) if known else proposer.propose()
         seconds.append(time.perf_counter() - start)
         if arch is None:
             break
         order.append(arch.id)
         proposer.learn(candidate(arch, *seen[arch.id]))
     return order, seconds
+
+
+def run_oracle(table: Table, seed: int, count: int) -> tuple[list[str], list[float]]:
+    """What would be evaluated by one who knows more than can be known before; the seed is that of the noise alone."""
+    space, seen, ids = table.space, table.seen(seed), list(table.values)
+    points = [space.point(table.archs[arch_id]) for arch_id in ids]
+    codes = np.array([[d.choices.index(point[d.name]) for d in space.dimensions] for point in points if point])
+    effects = Effects([len(dimension.choices) for dimension in space.dimensions])
+    for arch_id, row in zip(ids, codes, strict=True):
+        effects.learn(arch_id, row, seen[arch_id][0])
+    accuracies, latencies = effects.predict(codes), np.array([seen[arch_id][1] for arch_id in ids])
+    floor, ceiling_ms = min(accuracy for accuracy, _ in seen.values()), table.reference["reference_ms"]
+    order: list[int] = []
+    while len(order) < count:
+        known = [seen[ids[index]] for index in order]
+        front = [known[index] for index in pareto.front([a for a, _ in known], [ms for _, ms in known])]
+        scores = expected_improvement(accuracies, (latencies, 1e-3 * latencies), front, (floor, ceiling_ms))
+        scores[order] = -1.0
+        order.append(int(np.argmax(scores)))
+    return [ids[index] for index in order], [0.0]
 
 
 def run_plain(table: Table, sampler: str, seed: int, count: int, ids: dict[Any, str]) -> tuple[list[str], list[float]]:
@@ -238,6 +267,8 @@ def curves(
         for seed in range(min(num_seeds, MAX_SEEDS.get(sampler, num_seeds))):
             if sampler in PLAIN:
                 order, asks = run_plain(table, sampler, seed, count, ids)
+            elif sampler == ORACLE:
+                order, asks = run_oracle(table, seed, count)
             else:
                 order, asks = run_ours(table, sampler, seed, count)
             curve = [table.hypervolume(order[: n + 1]) / true for n in range(len(order))]
@@ -334,7 +365,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--count", type=int, default=COUNTS[-1], help="different architectures a run")
     parser.add_argument("--tables", nargs="+", choices=list(made), default=list(made))
-    parser.add_argument("--samplers", nargs="+", choices=[*PLAIN, *OURS], default=[*PLAIN, *OURS])
+    choices = [*PLAIN, *OURS, ORACLE]
+    parser.add_argument("--samplers", nargs="+", choices=choices, default=choices)
     parser.add_argument(
         "--asks", nargs="*", type=int, default=[100, 1000, 3000], help="known candidates to time an ask at"
     )

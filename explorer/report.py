@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -126,11 +126,13 @@ def findings(
     *,
     base: Arch,
     base_latency: Latency | None,
+    known: Collection[str] = (),
     max_latency_ms: float | None = None,
 ) -> Findings:
     """The front of the complete candidates, at most `max_latency_ms` slow where given, and the rows of all.
 
-    Nothing is compared with a base whose latency is invalid.
+    `known`: ids of the networks that the search began with, beside the base and the published models. Nothing is compared
+    with a base whose latency is invalid.
     """
     shown_base = base_latency
     base_latency = None if base_latency is None or base_latency.invalid else base_latency
@@ -138,15 +140,19 @@ def findings(
     complete = [c for c in within if c.may_stand_on_front]
     diverged = sorted((c for c in within if _has_diverged(c)), key=lambda c: (c.latency_ms or 0.0, c.arch.id))
     indices = pareto.front([c.accuracy or 0.0 for c in complete], [c.latency_ms or 0.0 for c in complete])
-    known = {candidate.arch.id: candidate for candidate in candidates}
-    if base.id not in known:
-        known[base.id] = Candidate(base, "pending", shown_base)
+    by_id = {candidate.arch.id: candidate for candidate in candidates}
+    references = [*_references(base), *(by_id[arch_id].arch for arch_id in sorted(known) if arch_id in by_id)]
+    if base.id not in by_id:
+        by_id[base.id] = Candidate(base, "pending", shown_base)
     return Findings(
         study,
         target,
         [candidate_row(complete[index], base_latency) for index in indices],
         [candidate_row(candidate, base_latency) for candidate in candidates],
-        [candidate_row(known.get(arch.id, Candidate(arch, "pending")), base_latency) for arch in _references(base)],
+        [
+            candidate_row(by_id.get(arch.id, Candidate(arch, "pending")), base_latency)
+            for arch in {arch.id: arch for arch in references}.values()
+        ],
         [candidate_row(c, base_latency) for c in candidates if c.outcome == "complete" and not c.may_stand_on_front],
         [candidate_row(c, base_latency) for c in diverged],
         measuring([c.latency for c in candidates if c.latency is not None]),
@@ -276,6 +282,11 @@ def _plotted(found: Findings) -> tuple[list[Row], list[Row]]:
     return [row for row in evaluated if row["arch_id"] not in on_front], found.front
 
 
+def _plotted_known(found: Findings) -> list[Row]:
+    """Rows of the known networks that may be shown, the base first where it may."""
+    return [row for row in found.references if None not in (row["accuracy"], row["latency_ms"]) and not row["invalid"]]
+
+
 def _plotted_diverged(found: Findings) -> list[Row]:
     """Rows of what diverged and has a latency that may be shown."""
     return [row for row in found.diverged if row["latency_ms"] is not None and not row["invalid"]]
@@ -294,9 +305,15 @@ def _plot_png(found: Findings, path: Path) -> None:
     if diverged := [row["latency_ms"] for row in _plotted_diverged(found)]:
         bottom = axes.get_xaxis_transform()  # x in milliseconds, y as a share of the picture: it has no accuracy
         axes.plot(diverged, [0.02] * len(diverged), "x", transform=bottom, color="#c92a2a", label="diverged")
-    base = found.references[0]
-    if base["accuracy"] is not None and base["latency_ms"] is not None and not base["invalid"]:
-        axes.scatter(*_points([base]), marker="*", s=170, color="#d9480f", zorder=3, label=f"base: {base['name']}")
+    base_id = found.references[0]["arch_id"]
+    known = _plotted_known(found)
+    if published := [row for row in known if row["arch_id"] != base_id]:
+        axes.scatter(
+            *_points(published), marker="D", s=34, facecolors="none", edgecolors="#d9480f", label="known networks"
+        )
+    if known and known[0]["arch_id"] == base_id:
+        name = f"base: {known[0]['name']}"
+        axes.scatter(*_points(known[:1]), marker="*", s=170, color="#d9480f", zorder=3, label=name)
     for number, row in enumerate(front[:MAX_NAMED], 1):
         place = (row["latency_ms"], 100 * row["accuracy"])
         axes.annotate(str(number), place, xytext=(-11, 5), textcoords="offset points", fontsize=9)
@@ -316,6 +333,11 @@ def _plot_html(found: Findings, path: Path) -> None:
     for name, rows, style in (
         ("evaluated", others, {"mode": "markers", "marker": {"color": "#b8bec9"}}),
         ("front", front, {"mode": "lines+markers", "line": {"shape": "hv", "color": "#0b6bcb"}}),
+        (
+            "known networks",
+            _plotted_known(found),
+            {"mode": "markers", "marker": {"color": "#d9480f", "symbol": "diamond-open", "size": 10}},
+        ),
     ):
         x, y = _points(rows)
         figure.add_scatter(x=x, y=y, name=name, text=[row["name"] for row in rows], hoverinfo="x+y+text", **style)

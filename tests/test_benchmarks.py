@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
                 "--samplers",
                 "tpe",
                 "plain-random",
+                "oracle",
                 "--asks",
                 "20",
             ],

@@ -100,7 +100,16 @@ def test_own_results_are_ranked_by_real_trainings_which_are_kept(work: Path) -> 
     assert "3 networks, 6 trainings of 1 epochs of images on" in first.stderr
     assert "[6/6] Swin-E16x1.1.2.1  accuracy 0." in first.stderr
     assert "[6/6] Swin-E16x1.1.2.1  accuracy 0." in Path("fidelity.log").read_text()
-    for heading in ("own.csv", "95 % over seeds", "Kendall tau-b", "tokens_seen", "synflow", "naswot", "grad_norm"):
+    for heading in (
+        "own.csv",
+        "95 % over seeds",
+        "seed 1 alone",
+        "Kendall tau-b",
+        "tokens_seen",
+        "synflow",
+        "naswot",
+        "grad_norm",
+    ):
         assert heading in first.stdout
     again = run(*OWN, "--epochs", 1, "--seeds", 2)
     assert "6 of them known" in again.stderr
@@ -110,11 +119,16 @@ def test_own_results_are_ranked_by_real_trainings_which_are_kept(work: Path) -> 
     assert [len(network["accuracies"]) for network in content["networks"]] == [2, 2, 2]
     (section,) = content["sections"]
     found = section["rankings"]["proxy"]
-    accuracies = [network["accuracy"] for network in content["networks"]]
-    signs = [
-        (accuracies[a] > accuracies[b]) + 0.5 * (accuracies[a] == accuracies[b]) for a, b in ((0, 1), (0, 2), (1, 2))
-    ]
-    assert (section["pairs"], found["pairs"], found["concordance"]) == (3, 3, pytest.approx(sum(signs) / 3))
+
+    def share_in_order(accuracies: list[float]) -> float:
+        pairs = (accuracies[0], accuracies[1]), (accuracies[0], accuracies[2]), (accuracies[1], accuracies[2])
+        return sum((better > worse) + 0.5 * (better == worse) for better, worse in pairs) / 3
+
+    concordance = share_in_order([network["accuracy"] for network in content["networks"]])
+    assert (section["pairs"], found["pairs"], found["concordance"]) == (3, 3, pytest.approx(concordance))
+    for seed in (0, 1):
+        concordance = share_in_order([network["accuracies"][seed] for network in content["networks"]])
+        assert section["by_seed"][str(seed)] == {"pairs": 3, "concordance": pytest.approx(concordance)}
     assert found["interval"][0] <= found["concordance"] <= found["interval"][1]
     # More blocks are worse here: parameters get both of their pairs wrong, and one more by the larger bias table.
     assert section["rankings"]["parameters"]["concordance"] == pytest.approx(1 / 3)
@@ -125,6 +139,7 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     assert "one seed says nothing of how far these figures vary" in result.stdout
     content = document(*OWN, "--epochs", 1, "--report-only")
     assert content["sections"][0]["rankings"]["proxy"]["interval"] is None
+    assert content["sections"][0]["by_seed"] == {}
 
 
 def test_killed_run_goes_on_and_comes_to_the_same_report(work: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,56 @@ def test_table_written_from_a_study_answers_a_search_alike(space: Space) -> None
     one, two = (json.loads(run("pareto", "--study", name, "--json").stdout)["front"] for name in ("first", "second"))
     assert [row["arch_id"] for row in one] == [row["arch_id"] for row in two]
     assert [row["accuracy"] for row in one] == [row["accuracy"] for row in two]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text.replace("depth3: [1, 2, 3]", "depth3: [1, 3]"), lambda text: text + "limits: {params_m: 0.61}\n"],
+    ids=["base outside", "limits"],
+)
+def test_table_of_a_space_without_its_base_or_with_limits_answers_a_search_alike(
+    change: Callable[[str], str], space: Space
+) -> None:
+    Path("other.yaml").write_text(change(SPACE))
+    other = Space.load("other.yaml")
+    assert other.architectures < space.architectures
+    first = ("search", "--space", "other.yaml", "--trials", 1000, "--study")
+    run(*first, "first", "--table", "table.csv")
+    run("table", "--to", "again.csv")
+    run(*first, "second", "--table", "again.csv")
+    one, two = (json.loads(run("pareto", "--study", name, "--json").stdout) for name in ("first", "second"))
+    assert len(one["front"]) > 1
+    for key in ("arch_id", "accuracy", "latency_ms", "speedup"):
+        assert [row[key] for row in one["front"]] == [row[key] for row in two["front"]]
+    if not other.holds(other.base):
+        without_base = [line for line in Path("again.csv").read_text().splitlines() if ",2," not in line]
+        Path("without.csv").write_text("\n".join(without_base))
+        refused = run(*first, "third", "--table", "without.csv", code=2)
+        assert "no row for the space's base, windows 7-7-7-7" in refused.stderr
+
+
+def test_known_networks_are_references_and_drawn(space: Space) -> None:
+    seed = next(arch for arch in space.archs() if arch.br and arch.depth3 == 3 and 14 in arch.windows)
+    Path("small.yaml").write_text(f"{SPACE}seeds: [{seed.name}]\n")
+    told = events(search("--trials", 3, "--json"))
+    assert [event["arch"]["arch_id"] for event in told if event["event"] == "trial"][:2] == [space.base.id, seed.id]
+    run("pareto", "--plot", "front.html")
+    run("pareto", "--plot", "front.png")
+    found = json.loads(run("pareto", "--json").stdout)
+    assert [row["arch_id"] for row in found["references"]] == [space.base.id, seed.id]
+    drawn = Path("front.html").read_text().partition('"name":"known networks"')[2]
+    assert seed.name in drawn
+    assert space.base.name in drawn
+
+
+def test_hypervolume_is_told_by_a_search_that_goes_on(space: Space) -> None:
+    first = events(search("--trials", 6, "--json"))
+    command = [sys.executable, "-m", "explorer", "search", "--space", "small.yaml", "--table", "table.csv"]
+    again = subprocess.run([*command, "--trials", "8", "--json"], capture_output=True, text=True, check=True)
+    told = [json.loads(line) for line in again.stdout.splitlines()]
+    assert first[-1]["hypervolume"] == told[0]["hypervolume"] > 0
+    assert all(event["hypervolume"] >= told[0]["hypervolume"] for event in told)
+    assert "created" not in again.stderr, "a line of Optuna's own"
 
 
 @pytest.mark.parametrize(

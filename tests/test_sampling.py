@@ -143,10 +143,38 @@ def test_default_leaves_what_is_predicted_over_the_latency_limit_for_the_end(spa
     assert sum(evaluate(arch).outcome == "gated" for arch in archs[30:]) < 10  # 35 or more by chance
 
 
+def test_default_finds_what_is_under_a_limit_that_little_is_under(space: Space) -> None:
+    fastest = sorted(evaluated(arch).latency_ms or 0.0 for arch in space.archs())
+    limit_ms = fastest[14]
+
+    def evaluate(arch: Arch) -> Candidate:
+        found = evaluated(arch)
+        return found if (found.latency_ms or 0.0) <= limit_ms else candidate(arch, None, found.latency_ms, "gated")
+
+    archs = ask(Proposer(space, "tpe", 0, [], limit_ms), 40, evaluate)
+    within = {arch.id for arch in space.archs() if evaluate(arch).outcome == "complete"}
+    assert len(within) == 19
+    assert len(within & set(ids(archs))) > 15  # 2 by chance
+
+
 def test_default_finds_the_best_of_a_space_early(space: Space) -> None:
     best = max((evaluated(arch) for arch in space.archs()), key=lambda c: c.accuracy or 0.0)
     fastest = min((evaluated(arch) for arch in space.archs()), key=lambda c: c.latency_ms or 0.0)
     assert {best.arch.id, fastest.arch.id} <= set(ids(ask(Proposer(space, "tpe", 0, [], None), 40)))
+
+
+def test_default_draws_at_random_beside_the_known_networks_before_it_believes_its_model(space: Space) -> None:
+    def upside_down(arch: Arch) -> Candidate:
+        told = evaluated(arch)
+        return candidate(arch, 1 - (told.accuracy or 0.0), told.latency_ms)
+
+    def proposals(evaluate: Callable[[Arch], Candidate]) -> list[str]:
+        history = [evaluate(arch) for arch in space.known_networks()]
+        return ids(ask(Proposer(space, "tpe", 0, history, None), 12, evaluate))
+
+    found, others = proposals(evaluated), proposals(upside_down)
+    assert found[:4] == others[:4]
+    assert found[4:] != others[4:]
 
 
 def test_latencies_of_other_studies_serve_the_predictor_from_the_first_ask(space: Space) -> None:

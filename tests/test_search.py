@@ -5,11 +5,13 @@ are tested, by arithmetic.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
 from explorer.evaluate import Evaluator, Plan, live
+from explorer.evaluate.workers import Done, Event, Here, Job
 from explorer.records import DEADLINE_S, MAX_ATTEMPTS, Candidate, Failure, Latency, Target
 from explorer.search import Progress
+from explorer.search.fronts import StudyFront
+from explorer.search.pace import Pace
 from explorer.search.sampling import SAMPLERS, distributions
 from explorer.search.trials import Trials
 from explorer.space import Space
@@ -653,6 +658,84 @@ def test_search_stops_by_the_hour_before_it_begins_what_it_cannot_finish(
     assert len(store.candidates(record)) == 2
 
 
+class TwoAtOnce(Here):
+    """Takes two jobs, and evaluates them one after another in this process."""
+
+    capacity = 2
+
+    def __init__(self, evaluator: Evaluator, store: Store) -> None:
+        super().__init__(evaluator, store)
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self, on_event: Callable[[Arch, Event], None], timeout_s: float | None = None) -> Done | None:
+        if self._job is None and self.jobs:
+            super().submit(self.jobs.pop(0))
+        return super().wait(on_event, timeout_s)
+
+
+def test_what_does_not_fit_the_hours_is_not_passed_over_for_what_does(
+    tmp_path: Path, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "seeded.yaml"
+    file.write_text(f"{SPACE}seeds: [Swin-E16x2.2.1.2-R56-P1-N10-BR]\n")
+    space = Space.load(file)
+    long = space.seeds[0].id
+    monkeypatch.setattr(Pace, "seconds_of", lambda pace, job, known: 7200.0 if job.arch.id == long else 0.0)
+    events: list[Progress] = []
+    with Evaluator(plan) as evaluator:
+        evaluator.prepare(space.base)
+        run = partial(search.run, space, evaluator, store, trials=8, on_progress=events.append)
+        record = run(runner=TwoAtOnce(evaluator, store), max_hours=1.0)
+        assert [candidate.arch.id for candidate in store.candidates(record)] == [space.base.id]
+        assert "the next step would take about 2 h" in events[-1].message
+        run(runner=TwoAtOnce(evaluator, store), max_hours=3.0)
+    found = [candidate.arch.id for candidate in store.candidates(record)]
+    assert (found[:2], len(found)) == ([space.base.id, long], 8)
+
+
+def test_time_of_a_training_that_failed_is_not_taken_for_a_latency_s(space: Space, plan: Plan) -> None:
+    arch = space.base
+    latency = Latency(arch.id, plan.target.id, 1.0, 1.0, 1.0, 0.0, 3, (1.0,) * 3, True, 0.0, 0.0)
+    pace = Pace(plan, 2.0, 3.0)
+    pace.learn(
+        Candidate(arch, "failed", latency, spent_epochs=1, failure=Failure(arch.id, "k", "diverged", "no")), 600.0
+    )
+    assert pace.seconds_of(Job(arch, None, (0,)), None) == 2.0 + 3.0
+    assert pace.seconds_each == 600.0
+
+
+def test_stored_hypervolume_follows_more_seeds(
+    space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=1)
+    before = store.fronts(record.name)[-1]
+    search.run(space, Evaluator(plan), store, trials=1, seeds=3)
+    (candidate,), after = store.candidates(record), store.fronts(record.name)[-1]
+    assert (after.arch_ids, after.reference_ms) == (before.arch_ids, before.reference_ms)
+    assert after.hypervolume == pytest.approx((candidate.accuracy or 0.0) / 2) != before.hypervolume
+
+
+def test_front_that_changes_beyond_the_reference_has_not_moved(
+    space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=1)
+    front, volumes = StudyFront(store, record), []
+    base = store.candidates(record)[0]
+    for done, (ms, accuracy) in enumerate([(1.0, 0.1), (3.0, 0.9), (1e6, 0.99)], 2):
+        arch = list(space.archs())[done]
+        latency = replace(base.latency, arch_id=arch.id, latency_ms=ms)  # type: ignore[type-var]
+        score = replace(base.scores[0], arch_id=arch.id, accuracy=accuracy)
+        front.add(Candidate(arch, "complete", latency, (score,)), done)
+        volumes.append((len(front.ids), front.hypervolume, front.moved_at))
+    assert [ids for ids, _, _ in volumes] == [1, 2, 3]
+    assert volumes[1][1] == volumes[2][1]
+    assert volumes[2][2] == 3
+    assert StudyFront(store, record).moved_at == 3
+
+
 def test_patience_ends_a_search_whose_front_stands_still(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
     bench.why_not = lambda arch: None if arch == space.base else MeasureError("no")
     events: list[Progress] = []
@@ -701,6 +784,19 @@ def test_what_exceeds_a_limit_of_the_space_is_never_asked_for(
     assert all(complexity_of(candidate.arch).params_trainable / 1e6 <= limit for candidate in found)
 
 
+def test_memory_limit_is_on_weights_and_activations_in_fp32(tmp_path: Path, space: Space) -> None:
+    def memory_mib(arch: Arch) -> float:
+        counts = complexity_of(arch)
+        return (4 * counts.params_deployed + counts.activation_bytes) / 2**20
+
+    limit = sorted(map(memory_mib, space.archs()))[7]
+    file = tmp_path / "limited.yaml"
+    file.write_text(f"{SPACE}limits: {{memory_mib: {limit}}}\n")
+    limited = Space.load(file)
+    assert {a.id for a in space.archs() if limited.holds(a)} == {a.id for a in space.archs() if memory_mib(a) <= limit}
+    assert 0 < limited.architectures < 16
+
+
 def test_start_says_how_many_facts_of_other_studies_are_used(
     space: Space, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
@@ -708,6 +804,21 @@ def test_start_says_how_many_facts_of_other_studies_are_used(
     events: list[Progress] = []
     search.run(space, Evaluator(plan), store, trials=5, study="two", on_progress=events.append)
     assert events[0].message == "in the store already, and used: 3 latencies and 3 trainings of this space"
+
+
+def test_wider_space_and_other_target_use_the_facts_that_apply(
+    tmp_path: Path, space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    search.run(space, Evaluator(plan), store, trials=3, study="one")
+    file = tmp_path / "wider.yaml"
+    file.write_text(SPACE.replace("depth3: [1, 2]", "depth3: [1, 2, 3]"))
+    events: list[Progress] = []
+    search.run(Space.load(file), Evaluator(plan), store, trials=4, study="wider", on_progress=events.append)
+    assert events[0].message == "in the store already, and used: 3 latencies and 3 trainings of this space"
+    other = replace(plan, target=replace(plan.target, batch=8))
+    search.run(space, Evaluator(other), store, trials=4, study="other", on_progress=events.append)
+    start = [event for event in events if event.kind == "start"][-1]
+    assert re.fullmatch(r"in the store already, and used: 0 latencies and [34] trainings of this space", start.message)
 
 
 def test_ladder_trains_a_share_to_the_end_and_the_rest_may_go_on_later(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from explorer.cli import console, options
-from explorer.errors import UserError
+from explorer.errors import DataError, UserError
 from explorer.records import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
@@ -102,8 +102,16 @@ def fidelity(
         found = library.report(truths, plan, store, seeds=every_seed)
         if not found.num_pairs:
             raise UserError(_nothing(found, storage))
-        with console.status() as tell:
-            rankers = library.rankers_of(archs, plan, every_seed, lambda done, total: tell(f"ranking {done}/{total}"))
+        try:
+            with console.status() as tell:
+                rankers = library.rankers_of(
+                    archs, plan, every_seed, lambda done, total: tell(f"ranking {done}/{total}")
+                )
+        except DataError as error:
+            if not report_only:
+                raise
+            console.note(f"left out, as the images are not here: synflow, naswot, grad_norm ({error})")
+            rankers = library.counted(archs)
         _show(library.report(truths, plan, store, seeds=every_seed, rankers=rankers), as_json=as_json)
 
 
@@ -299,6 +307,9 @@ def _ranker_table(report: Report) -> Table:
     proxies = [section.rankings[PROXY] for section in report.sections]
     table.add_row(PROXY, *(_figure(p.concordance) for p in proxies), _figure(report.cost.training_s, 1))
     table.add_row("  95 % over seeds", *(_range(p.interval) for p in proxies), "")
+    for seed in report.sections[0].by_seed:
+        alone = (section.by_seed[seed].concordance for section in report.sections)
+        table.add_row(f"  seed {seed} alone", *(_figure(concordance) for concordance in alone), "")
     table.add_row("  Kendall tau-b", *(_figure(p.tau_b) for p in proxies), "")
     table.add_row("  95 % over seeds", *(_range(p.tau_b_interval) for p in proxies), "")
     table.add_row("  single comparisons", *(_stated(p) for p in proxies), "", end_section=True)

@@ -282,7 +282,7 @@ def train(
 ) -> None:
     """Train an exported architecture; started again, it goes on from the last epoch."""
     from explorer import latency, model
-    from explorer.latency.environment import exclusive
+    from explorer.latency.environment import shared
     from explorer.training.data import describe, load, resting_device
     from explorer.training.recipe import load_run
     from explorer.training.step import Acceleration
@@ -328,7 +328,7 @@ def train(
     console.note(
         f"training {arch.name} on {spec} ({info.num_train:,} images) on {kind}, {recipe.epochs} epochs, into {kept.path}"
     )
-    with exclusive(kind):
+    with shared(kind):
         outcome = train_module(
             module,
             recipe,

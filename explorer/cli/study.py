@@ -136,6 +136,7 @@ def findings_of(store: Store, records: list[StudyRecord], max_latency_ms: float 
         list(candidates.values()),
         base=store.arch(first.base_id),
         base_latency=store.latency(first.base_id, first.target_id),
+        known={arch_id for record in records for arch_id in record.settings.get("known", ())},
         max_latency_ms=max_latency_ms,
     )
 
@@ -276,12 +277,14 @@ def table(
     try:
         record = store.study(study)
         candidates = store.candidates(record)
+        base_latency = store.latency(record.base_id, record.target_id)
+        base = None if base_latency is None else (store.arch(record.base_id), base_latency)
     finally:
         store.close()
     complete = [candidate for candidate in candidates if candidate.may_stand_on_front]
     if not complete:
         raise StoreError(f"study: {record.name!r} has no architecture with a valid latency and an accuracy yet")
-    text = write_table(complete)
+    text = write_table(complete, base=base)
     if to is None:
         console.document(text)
         return

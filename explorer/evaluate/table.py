@@ -37,7 +37,8 @@ class Table:
 
     `digest` is over the values of the space's architectures, whatever the order of rows. `epochs`: the numbers of epochs
     that every architecture has an accuracy for, rising; (1,) for a table without that column. `latency_ms` by architecture
-    id, `accuracy` by (architecture id, epochs). `num_outside`: rows of architectures that the space does not hold.
+    id, `accuracy` by (architecture id, epochs). `num_outside`: rows of architectures that the space does not hold, or its
+    limits exclude.
     """
 
     name: str
@@ -49,13 +50,15 @@ class Table:
 
 
 def read_table(path: str | Path, space: Space) -> Table:
-    """Reads a table that must hold every architecture of `space` and its base, in canonical form or not.
+    """Reads a table that must hold every architecture of `space` and its base, in canonical form or not; what the space's
+    limits exclude may be missing, and of a base outside the space the latency is enough.
 
     Raises TableError for a file that cannot be read, a missing column, a malformed value, rows that contradict each other
     and architectures or epochs that are missing.
     """
     path = Path(path)
-    wanted = {arch.id: arch for arch in (space.base.canonical(), *space.archs())}
+    wanted = {arch.id: arch for arch in space.archs() if space.excludes(arch) is None}
+    base = space.base.canonical()
     # Accuracies by architecture and epochs, latencies after 0 epochs; each with the line that gave it.
     facts: dict[tuple[str, int], tuple[float, int]] = {}
     why_not: dict[str, str] = {}
@@ -65,15 +68,16 @@ def read_table(path: str | Path, space: Space) -> Table:
         if row.choices not in archs:
             archs[row.choices] = row.arch(space.base)
         arch, epochs = archs[row.choices], row.epochs()
-        if arch.id not in wanted:
+        is_outside = arch.id not in wanted
+        if is_outside and arch.id != base.id:
             num_outside += 1
-        elif missing := row.missing():
+        elif missing := row.missing(("latency_ms",) if is_outside else ("accuracy", "latency_ms")):
             why_not[arch.id] = missing
         else:
-            for column, key, value in (
-                ("latency_ms", (arch.id, 0), row.latency_ms()),
-                ("accuracy", (arch.id, epochs), row.accuracy()),
-            ):
+            found = [("latency_ms", (arch.id, 0), row.latency_ms())]
+            if not is_outside:
+                found.append(("accuracy", (arch.id, epochs), row.accuracy()))
+            for column, key, value in found:
                 before, line = facts.setdefault(key, (value, row.line))
                 if before != value:
                     raise row.error(
@@ -83,6 +87,11 @@ def read_table(path: str | Path, space: Space) -> Table:
     accuracy = {key: value for key, (value, _) in facts.items() if key[1]}
     all_epochs = tuple(sorted({epochs for _, epochs in accuracy}))
     _require_all(path, wanted, all_epochs, accuracy, why_not)
+    if base.id not in latency_ms:
+        reason = f": {why_not[base.id]}" if base.id in why_not else ""
+        raise TableError(
+            f"table {path}: no row for the space's base, {_spell(base)}{reason}; its latency must be there"
+        )
     content = sorted([arch_id, epochs, value, latency_ms[arch_id]] for (arch_id, epochs), value in accuracy.items())
     return Table(path.name, digest("table1", {"rows": content}), all_epochs, latency_ms, accuracy, num_outside)
 
@@ -189,8 +198,12 @@ class TableSteps:
             )
 
 
-def write_table(candidates: Iterable[Candidate], *, epochs_from_curves: bool = True) -> str:
+def write_table(
+    candidates: Iterable[Candidate], *, base: tuple[Arch, Latency] | None = None, epochs_from_curves: bool = True
+) -> str:
     """The CSV of a study's complete candidates, which `read_table` takes again; mean accuracies over seeds.
+
+    `base`: of a space that does not hold its base: a row without accuracy.
 
     One row for every number of epochs at which the curves of all of them have an accuracy, or for the last alone unless
     `epochs_from_curves`. A candidate whose latency is invalid is written with the reason.
@@ -208,6 +221,10 @@ def write_table(candidates: Iterable[Candidate], *, epochs_from_curves: bool = T
         for epochs, accuracy in sorted(({epochs: curve[epochs] for epochs in evaluated} | last).items()):
             row = (*_cells(arch).values(), epochs, repr(accuracy), repr(latency.latency_ms), latency.invalid)
             writer.writerow(row)
+    if base is not None and base[0].id not in {candidate.arch.id for candidate in complete}:
+        arch, latency = base
+        epochs = max((candidate.scores[0].epochs for candidate in complete), default=1)
+        writer.writerow((*_cells(arch.canonical()).values(), epochs, "", repr(latency.latency_ms), latency.invalid))
     return text.getvalue()
 
 
@@ -248,11 +265,11 @@ class _Row(Row):
             raise self.error("epochs", "is not a whole number of at least 1")
         return epochs
 
-    def missing(self) -> str:
-        """Why the row counts as missing; empty where it does not."""
+    def missing(self, needed: tuple[str, ...]) -> str:
+        """Why the row counts as missing, where it needs these columns; empty where it does not."""
         if self.cells.get("invalid", ""):
             return f"its latency in line {self.line} is invalid: {self.cells['invalid']}"
-        empty = next((column for column in ("accuracy", "latency_ms") if not self.cells[column]), "")
+        empty = next((column for column in needed if not self.cells[column]), "")
         return f"line {self.line} has no {empty}" if empty else ""
 
     def accuracy(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from explorer.fidelity.filling import Progress, plan_for, require_proxies, run, trainings
 from explorer.fidelity.findings import PROXY, Network, Report, report
-from explorer.fidelity.rankers import Rankers, rankers_of
+from explorer.fidelity.rankers import Rankers, counted, rankers_of
 from explorer.fidelity.ranking import LOST, Ranking, WrongPair, rank_report
 from explorer.fidelity.trivial import tokens_seen, trivial_scores
 from explorer.fidelity.truth import Pair, Truth, read_truth, truth_of_paper, truths_of_paper
@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "Truth",
     "WrongPair",
+    "counted",
     "plan_for",
     "rank_report",
     "rankers_of",

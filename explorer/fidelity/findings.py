@@ -26,7 +26,8 @@ class Network:
     """A network of known results with what its proxy came to.
 
     `accuracies` (0..1): one a finished training, in the order of the seeds; `diverged_seeds`, `missing_seeds`: of the others.
-    `problems`: why trainings ended without an accuracy. `seconds`: of all its trainings together. `label`: its known result.
+    `by_seed`: what ended one way or the other, `LOST` where it diverged. `problems`: why trainings ended without an accuracy.
+    `seconds`: of all its trainings together. `label`: its known result.
     """
 
     arch: Arch
@@ -36,6 +37,7 @@ class Network:
     accuracies: tuple[float, ...]
     diverged_seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]
+    by_seed: Mapping[int, float]
     problems: tuple[str, ...]
     seconds: float | None
 
@@ -71,10 +73,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Section:
-    """How each ranker orders one truth; `rankings` by the ranker's name, the trained proxies first."""
+    """How each ranker orders one truth; `rankings` by the ranker's name, the trained proxies first.
+
+    `by_seed`: the trained proxies' from one seed alone; empty where there is only one.
+    """
 
     truth: Truth
     rankings: Mapping[str, Ranking]
+    by_seed: Mapping[int, Ranking]
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,10 @@ class Report:
                     "pairs": len(section.truth.of_kind(stated=False)),
                     "stated_pairs": len(section.truth.of_kind(stated=True)),
                     "rankings": {name: _ranking_json(found, names) for name, found in section.rankings.items()},
+                    "by_seed": {
+                        str(seed): {"pairs": found.num_pairs, "concordance": found.concordance}
+                        for seed, found in section.by_seed.items()
+                    },
                 }
                 for section in self.sections
             ],
@@ -156,10 +166,19 @@ def report(
     # All rankers are asked about the same pairs, those whose proxies are trained and can be told apart.
     known = {name: {key: of[key] for key in of if key in is_known} for name, of in every.items()}
     sections = tuple(
-        Section(truth, {name: rank_report(truth, scores, proxies=proxies) for name, scores in known.items()})
+        Section(
+            truth,
+            {name: rank_report(truth, scores, proxies=proxies) for name, scores in known.items()},
+            {seed: _of_seed(truth, networks, proxies, seed) for seed in seeds if len(seeds) > 1},
+        )
         for truth in truths
     )
     return Report(plan, tuple(seeds), networks, sections, _cost(of_proxy.values()), (rankers or Rankers()).seconds)
+
+
+def _of_seed(truth: Truth, networks: Sequence[Network], proxies: Mapping[str, str], seed: int) -> Ranking:
+    scores = {network.arch.id: (network.by_seed[seed],) for network in networks if seed in network.by_seed}
+    return rank_report(truth, scores, proxies=proxies)
 
 
 def _network(arch: Arch, proxy_id: str, found: Sequence[Training], truths: Sequence[Truth]) -> Network:
@@ -175,6 +194,11 @@ def _network(arch: Arch, proxy_id: str, found: Sequence[Training], truths: Seque
         tuple(score.accuracy for score in done),
         tuple(training.key.seed for training in found if training.is_diverged),
         tuple(t.key.seed for t in found if t.score is None and not t.is_diverged),
+        {
+            t.key.seed: LOST if t.score is None else t.score.accuracy
+            for t in found
+            if t.score is not None or t.is_diverged
+        },
         tuple(f"seed {seed}: {failure.kind}: {failure.message}" for seed, failure in problems),
         sum(score.train_s for score in done) if done else None,
     )

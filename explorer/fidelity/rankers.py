@@ -33,14 +33,12 @@ def rankers_of(
     seeds: Sequence[int],
     on_network: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rankers:
-    """Parameters, FLOPs and tokens seen of `archs`; synflow, NASWOT and grad_norm of their proxies as they start from each seed.
+    """What `counted` gives, and synflow, NASWOT and grad_norm of the proxies of `archs` as they start from each seed.
 
     Computed on this CPU and kept nowhere. Raises DataError where the data cannot be read.
     """
     scores: dict[str, dict[str, tuple[float, ...]]] = defaultdict(dict)
-    for arch in archs:
-        for name, score in trivial_scores(arch).items():
-            scores[name][arch.id] = (score,)
+    scores |= {name: dict(of) for name, of in counted(archs).scores.items()}
     seconds: dict[str, float] = defaultdict(float)
     proxies = {plan.proxy(arch).id: plan.proxy(arch) for arch in archs}
     images, labels = _batch(plan, next(iter(proxies.values())))
@@ -53,6 +51,15 @@ def rankers_of(
                     scores[name][arch.id] = tuple(values[name] for values in found)
     num_computed = len(proxies) * len(seeds)
     return Rankers(dict(scores), {name: total / num_computed for name, total in seconds.items()})
+
+
+def counted(archs: Sequence[Arch]) -> Rankers:
+    """Parameters, FLOPs and tokens seen, for which no image is needed."""
+    scores: dict[str, dict[str, tuple[float, ...]]] = defaultdict(dict)
+    for arch in archs:
+        for name, score in trivial_scores(arch).items():
+            scores[name][arch.id] = (score,)
+    return Rankers(dict(scores))
 
 
 def _training_free(

@@ -93,7 +93,12 @@ def check_run(
         data_id=plan.data.id,
         base_id=space.base.id,
         seed=plan.seed,
-        settings={"data": _absolute(plan.data.spec), "data_root": str(plan.data.root.resolve()), **(settings or {})},
+        settings={
+            "data": _absolute(plan.data.spec),
+            "data_root": str(plan.data.root.resolve()),
+            "known": [arch.id for arch in space.known_networks() if space.holds(arch)],
+            **(settings or {}),
+        },
     )
     if store is not None:
         require_same_identity(store, record)

@@ -1,8 +1,9 @@
-"""The front of a running study: grows candidate by candidate, and is stored with its hypervolume whenever it changes."""
+"""The front of a running study: grows candidate by candidate, and is stored with its hypervolume whenever either changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from explorer.pareto import REFERENCE_FACTOR, Front
 from explorer.records import Candidate, FrontRecord, StudyRecord
@@ -10,15 +11,16 @@ from explorer.store import Store
 
 
 class StudyFront:
-    """Ids by rising latency; `moved_at`: how many architectures had been evaluated when it last changed."""
+    """Ids by rising latency; `moved_at`: how many architectures had been evaluated when its hypervolume last changed."""
 
     def __init__(self, store: Store, record: StudyRecord) -> None:
         self._store, self._record = store, record
         self._front = Front()
         self._reference_ms: float | None = None
-        kept = store.fronts(record.name)
-        self._kept = kept[-1].arch_ids if kept else ()
-        self.moved_at = kept[-1].num_trials if kept else 0
+        self._kept: FrontRecord | None = None
+        self.moved_at = 0
+        for front in store.fronts(record.name):
+            self._remember(front)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -55,11 +57,19 @@ class StudyFront:
         self._keep(num_done)
 
     def _keep(self, num_done: int) -> None:
-        if self.ids and self.ids != self._kept:
-            reference_ms = self._reference()
-            volume = self._front.hypervolume(reference_ms)
-            self._store.add_front(FrontRecord(self._record.name, num_done, self.ids, volume, reference_ms))
-            self._kept, self.moved_at = self.ids, num_done
+        if not self.ids:
+            return
+        reference_ms = self._reference()
+        front = FrontRecord(self._record.name, num_done, self.ids, self._front.hypervolume(reference_ms), reference_ms)
+        if self._kept is None or replace(front, num_trials=self._kept.num_trials) != self._kept:
+            self._store.add_front(front)
+            self._remember(front)
+
+    def _remember(self, front: FrontRecord) -> None:
+        before = self._kept
+        if before is None or (front.hypervolume, front.reference_ms) != (before.hypervolume, before.reference_ms):
+            self.moved_at = front.num_trials
+        self._kept = front
 
     def _reference(self) -> float:
         if self._reference_ms is None:

@@ -149,17 +149,22 @@ class Loop:
         return is_any
 
     def next_job(self) -> Job | None:
-        """What should be begun now; None where nothing, or nothing yet. What trains a proxy in work is put aside."""
+        """What should be begun now; None where nothing, or nothing yet. What trains a proxy in work is put aside; so is what
+        does not fit the budget any more, and nothing that would come later is begun in its place.
+        """
         for waiting in self.blocked:
             if not self.trains_the_same(waiting):
+                if not self.is_within_budget(waiting):
+                    return None
                 self.blocked.remove(waiting)
                 return waiting
         while self.is_within_budget() and (job := self.chosen()) is not None:
-            if not self.is_within_budget(job):
-                return None
-            if not self.trains_the_same(job):
+            is_affordable = self.is_within_budget(job)
+            if is_affordable and not self.trains_the_same(job):
                 return job
             self.blocked.append(job)
+            if not is_affordable:
+                break
         return None
 
     def chosen(self) -> Job | None:

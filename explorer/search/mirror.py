@@ -162,6 +162,7 @@ class Mirror:
     def _make(self) -> None:
         """The study as it would be had today's values been told from the start, with another stretch of random numbers."""
         seed = int(np.random.SeedSequence([self._seed, self._num_made]).generate_state(1)[0])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would log every study made
         self._study = optuna.create_study(directions=DIRECTIONS, sampler=make_sampler(self._sampler_name, seed))
         self._num_made += 1
         self._open: dict[str, optuna.Trial] = {}

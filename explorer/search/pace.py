@@ -30,7 +30,9 @@ class Pace:
             train_s = score.train_s / score.epochs * candidate.spent_epochs
             self._epochs = self._epochs[0] + candidate.spent_epochs, self._epochs[1] + train_s
         is_new = candidate.reused == 0 or not candidate.scores
-        if is_new and candidate.latency is not None:
+        # How much of a failed training's time the latency before it took is not known.
+        is_timed = candidate.outcome != "failed" and candidate.latency is not None
+        if is_new and is_timed:
             self._latency = self._latency[0] + 1, self._latency[1] + max(0.0, seconds - train_s)
         self._archs += is_new
         self._seconds += seconds

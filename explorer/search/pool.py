@@ -6,9 +6,10 @@ volume is counted up to twice the base's latency, as the study's is, and from so
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -26,8 +27,10 @@ POOL: Final = 256
 #: Architectures made anew an ask at most, and points drawn to find them.
 _NEW: Final = 16
 _DRAWS: Final = 64
-#: The first ones are taken at random: a model of fewer says little.
-_NUM_RANDOM: Final = 8
+#: A model of fewer says little ...
+_NUM_FIRST: Final = 8
+#: ... and the known networks are much alike: so many beside them are drawn, at random.
+_NUM_DRAWN: Final = 4
 _CACHED: Final = 4096
 #: Volume is counted from so far below the worst accuracy, as a share of the range: the fast end of the front counts too
 #: (BoTorch's rule for a reference point that nobody gave).
@@ -58,6 +61,8 @@ class Pool:
         sizes = [len(dimension.choices) for dimension in space.dimensions]
         self._accuracy, self._failed = Effects(sizes), Effects(sizes)
         self._num_failed = 0
+        self._given = {arch.id for arch in space.known_networks()}
+        self._drawn: set[str] = set()
         self._entries: dict[_Codes, _Entry] = {}
         self._archs: OrderedDict[_Codes, Arch] = OrderedDict()
         self._complete: dict[str, _Member] = {}
@@ -75,6 +80,7 @@ class Pool:
             return
         codes = tuple(d.choices.index(point[d.name]) for d in self._space.dimensions)
         self._entries.pop(codes, None)
+        self._drawn |= {arch_id} - self._given
         self._num_failed += candidate.outcome == "failed"
         self._failed.learn(arch_id, np.array(codes), float(candidate.outcome == "failed"))
         if candidate.accuracy is None:
@@ -96,13 +102,13 @@ class Pool:
         predictor: LatencyPredictor | None,
         measured: Mapping[str, tuple[Arch, float]],
     ) -> Arch | None:
-        """The unseen architecture to evaluate next, or None while too little is known, or when none has been found.
+        """The unseen architecture to evaluate next, or None where it is to be a random one.
 
         `drawn`: TPE's proposal, which joins the pool. `measured`: latencies known already, by architecture.
         """
-        if predictor is None or len(self._accuracy) < _NUM_RANDOM or not self._front:
-            arch = None if drawn is None else self._space.arch(drawn)
-            return arch if arch is not None and may_propose(arch) else None
+        is_alike = len(self._accuracy) >= _NUM_FIRST and len(self._drawn) < _NUM_DRAWN
+        if is_alike or predictor is None or len(self._accuracy) < _NUM_FIRST or not self._front:
+            return self._first(None if is_alike else drawn, may_propose, predictor)
         if predictor is not self._predictor:
             self._predictor = predictor
             for entry in self._entries.values():
@@ -120,27 +126,43 @@ class Pool:
                 return arch
         return None
 
+    def _first(
+        self,
+        drawn: Mapping[str, Choice] | None,
+        may_propose: Callable[[Arch], bool],
+        predictor: LatencyPredictor | None,
+    ) -> Arch | None:
+        """TPE's proposal, or a random point, that is not predicted to be over the latency limit; None where none was found."""
+        limit_ms = self._max_latency_ms
+        for codes in itertools.islice(self._new_codes(drawn, ()), 1 if limit_ms is None else _DRAWS):
+            if may_propose(arch := self._arch(codes)):
+                least_ms = 0.0 if predictor is None else predictor.predict(arch) * (1 - 2 * predictor.error.rms)
+                if limit_ms is None or least_ms <= limit_ms:
+                    return arch
+        return None
+
     def _extend(
         self, drawn: Mapping[str, Choice] | None, may_propose: Callable[[Arch], bool], predictor: LatencyPredictor
     ) -> None:
         num_new = 0
-        for codes in self._new_codes(drawn):
+        for codes in self._new_codes(drawn, self._front):
             if num_new == _NEW:
                 break
             if codes not in self._entries and may_propose(arch := self._arch(codes)):
                 self._entries[codes] = _Entry(arch, predictor.predict(arch))
                 num_new += 1
 
-    def _new_codes(self, drawn: Mapping[str, Choice] | None) -> Iterator[_Codes]:
+    def _new_codes(self, drawn: Mapping[str, Choice] | None, front: Sequence[_Member]) -> Iterator[_Codes]:
         """TPE's proposal, then by turns a neighbour of the front (one choice changed) and a random point."""
         dimensions = self._space.dimensions
         if drawn is not None:
             yield tuple(d.choices.index(drawn[d.name]) for d in dimensions)
         for _ in range(_DRAWS // 2):
-            near = list(self._random.choice(self._front).codes)
-            changed = self._random.randrange(len(dimensions))
-            near[changed] = self._random.randrange(len(dimensions[changed].choices))
-            yield tuple(near)
+            if front:
+                near = list(self._random.choice(front).codes)
+                changed = self._random.randrange(len(dimensions))
+                near[changed] = self._random.randrange(len(dimensions[changed].choices))
+                yield tuple(near)
             yield tuple(self._random.randrange(len(d.choices)) for d in dimensions)
 
     def _arch(self, codes: _Codes) -> Arch:

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,13 +242,23 @@ def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     pairs = []
     for label, name in enumerate(classes):
         # A link to nowhere is an image that is missing: it is counted where images are decoded.
-        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.is_dir())
+        files = sorted(f for f in _files_below(folder / name) if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise DataError(
                 f"data {folder / name}: holds no image ({', '.join(IMAGE_SUFFIXES)}); every class needs one"
             )
         pairs += [(file, label) for file in files]
     return pairs
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file under `folder`; links to folders are not followed. Raises DataError for a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"data {error.filename}: cannot be read: {error.strerror}; mend its permissions, or remove it")
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent) / name for name in names)
 
 
 def load_tree(

@@ -139,7 +139,11 @@ def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:
             raise DataError(f"data {spec}: {text!r} says nothing; allowed after a comma: image=COLUMN, label=COLUMN")
         columns[key] = column
     config = None
-    if not Path(name).exists():
+    try:
+        is_folder = Path(name).exists()
+    except OSError as error:
+        raise DataError(f"data {spec}: {name[:200]}: cannot be looked for: {error.strerror}") from None
+    if not is_folder:
         name, _, config = name.partition(":")
     if not name:
         raise DataError(f"data {spec}: names no set; use hf:NAME, hf:NAME:CONFIG or hf:FOLDER")

@@ -279,7 +279,7 @@ def _without(bad: Sequence[int], number: int) -> np.ndarray:
 
 
 def _require_few_bad(slot: Slot, bad: Sequence[str], number: int, max_bad_share: float) -> None:
-    if len(bad) > max_bad_share * number or (bad and len(bad) == number):
+    if not len(bad) <= max_bad_share * number or (bad and len(bad) == number):
         raise DataError(
             f"data {slot.spec}: {len(bad)} of {number} {slot.of_part} images cannot be read, more than the share of "
             f"{max_bad_share:g} that may be left out: {_first(bad)}; mend or remove them, or allow more: "
