@@ -179,7 +179,7 @@ def test_known_networks_are_references_and_drawn(space: Space) -> None:
     seed = next(arch for arch in space.archs() if arch.br and arch.depth3 == 3 and 14 in arch.windows)
     Path("small.yaml").write_text(f"{SPACE}seeds: [{seed.name}]\n")
     told = events(search("--trials", 3, "--json"))
-    assert [event["arch"]["arch_id"] for event in told if event["event"] == "trial"][:2] == [space.base.id, seed.id]
+    assert [event["candidate"]["arch_id"] for event in told if event["event"] == "trial"][:2] == [space.base.id, seed.id]
     run("pareto", "--plot", "front.html")
     run("pareto", "--plot", "front.png")
     found = json.loads(run("pareto", "--json").stdout)
