@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -211,6 +212,16 @@ def test_unforeseen_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "internal error: ZeroDivisionError" in done.stderr
+
+
+def test_memory_that_runs_out_in_a_command_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: object) -> None:
+        torch.empty(2**50, dtype=torch.float64)
+
+    monkeypatch.setattr("explorer.training.contours.draw", draw)
+    result = run("data", "prepare", "contours", "--image-size", "64")
+    assert result.exit_code == 1
+    assert re.match(r"error: memory ran out: .*allocate .*; use smaller images, a smaller batch", result.stderr)
 
 
 # -- documents --------------------------------------------------------------------------------------------------------
@@ -595,6 +606,21 @@ def test_weights_of_a_network_that_differs_in_its_shift_alone_are_refused(folder
     refused = run("train", "run/run.yaml", "--to", "recipe.yaml")
     assert refused.exit_code == 2
     assert "--to: recipe.yaml: cannot be made" in refused.stderr
+
+
+def test_training_that_cannot_be_kept_does_not_begin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (folder / "recipe.yaml").write_text(RECIPE)
+    name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C3-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    refused = run("train", "run/run.yaml")
+    assert refused.exit_code == 2
+    assert "--to: run: cannot be made, or written to: Permission denied" in refused.stderr
+    assert "epoch" not in refused.stdout
+    assert "contours: images of 1 channel, repeated to the 3 that the network takes" in refused.stderr
 
 
 def test_preset_exports_without_a_study(folder: Path) -> None:

@@ -24,6 +24,7 @@ from explorer import latency
 from explorer.arch import parse_name
 from explorer.cli import _Boundary
 from explorer.cli.fidelity import fidelity
+from explorer.errors import DataError
 from explorer.fidelity import plan_for, trainings, truth_of_paper
 from explorer.records import MAX_ATTEMPTS, Failure, Score
 from explorer.space import Space
@@ -140,6 +141,20 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     content = document(*OWN, "--epochs", 1, "--report-only")
     assert content["sections"][0]["rankings"]["proxy"]["interval"] is None
     assert content["sections"][0]["by_seed"] == {}
+
+
+def test_report_needs_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("data somewhere: is not there")
+
+    run(*OWN, "--epochs", 1)
+    with_images = document(*OWN, "--epochs", 1, "--report-only")
+    monkeypatch.setattr("explorer.fidelity.rankers_of", refuse)
+    result = run(*OWN, "--epochs", 1, "--report-only", "--json")
+    assert "left out, as the images are not here: synflow, naswot, grad_norm (data somewhere" in result.stderr
+    found, expected = (of["sections"][0]["rankings"] for of in (json.loads(result.stdout), with_images))
+    assert found.keys() == {"proxy", "parameters", "flops", "tokens_seen"}
+    assert all(found[name] == expected[name] for name in found)
 
 
 def test_killed_run_goes_on_and_comes_to_the_same_report(work: Path) -> None:

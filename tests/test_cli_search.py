@@ -151,7 +151,10 @@ def test_table_written_from_a_study_answers_a_search_alike(space: Space) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [lambda text: text.replace("depth3: [1, 2, 3]", "depth3: [1, 3]"), lambda text: text + "limits: {params_m: 0.61}\n"],
+    [
+        lambda text: text.replace("depth3: [1, 2, 3]", "depth3: [1, 3]"),
+        lambda text: text + "limits: {params_m: 0.61}\n",
+    ],
     ids=["base outside", "limits"],
 )
 def test_table_of_a_space_without_its_base_or_with_limits_answers_a_search_alike(
@@ -179,7 +182,10 @@ def test_known_networks_are_references_and_drawn(space: Space) -> None:
     seed = next(arch for arch in space.archs() if arch.br and arch.depth3 == 3 and 14 in arch.windows)
     Path("small.yaml").write_text(f"{SPACE}seeds: [{seed.name}]\n")
     told = events(search("--trials", 3, "--json"))
-    assert [event["candidate"]["arch_id"] for event in told if event["event"] == "trial"][:2] == [space.base.id, seed.id]
+    assert [event["candidate"]["arch_id"] for event in told if event["event"] == "trial"][:2] == [
+        space.base.id,
+        seed.id,
+    ]
     run("pareto", "--plot", "front.html")
     run("pareto", "--plot", "front.png")
     found = json.loads(run("pareto", "--json").stdout)

@@ -217,6 +217,7 @@ def test_labels_that_make_no_classification_are_refused(labels: list[int | None]
     ("spec", "told"),
     [
         ("hf:", "names no set"),
+        (f"hf:{'x' * 300}", "cannot be looked for: File name too long"),
         ("hf:nobody/nothing", "not to be read or downloaded by `datasets`"),
         ("hf:nobody/nothing:config", "not to be read or downloaded by `datasets`"),
         ("hf:nobody/nothing,picture", "'picture' says nothing; allowed after a comma: image=COLUMN, label=COLUMN"),

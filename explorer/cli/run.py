@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -303,6 +304,10 @@ def train(
             f"{run_file}: arch.num_classes: {arch.num_classes}, but {spec} has {info.num_classes} classes; "
             f"set arch.num_classes: {info.num_classes}, or choose other data"
         )
+    if info.channels != arch.channels:  # the other way round is refused when they are loaded
+        console.note(
+            f"{spec}: images of {info.channels} channel, repeated to the {arch.channels} that the network takes"
+        )
     key = [arch.id, recipe.id, info.id, str(run.seed)]
     module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path, init=recipe.init)
     module.checkpoint_blocks(checkpoint_blocks)
@@ -320,8 +325,10 @@ def train(
     require_fit(recipe, split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # after an epoch it would be too late
+            pass
     except OSError as error:
-        raise UserError(f"--to: {folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"--to: {folder}: cannot be made, or written to: {error.strerror}") from None
     kept = Checkpoint(folder / "checkpoint.pt", "/".join(key))
     if kept.path.exists():
         console.note(f"going on from {kept.path}")

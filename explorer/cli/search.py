@@ -82,7 +82,7 @@ def search(
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", metavar="K", min=1, help="Stop when K architectures have not moved the front."),
+        typer.Option("--patience", metavar="K", min=1, help="Stop when K architectures added no hypervolume."),
     ] = None,
     workers: Annotated[
         int,

@@ -575,6 +575,20 @@ def test_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
         folder.chmod(0o700)
 
 
+def test_folder_inside_a_class_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = next(path for path in (write_split_tree(tmp_path / "set") / "train").iterdir() if path.is_dir()) / "more"
+    hidden.mkdir()
+    scan = os.scandir
+
+    def forbid(path: str | os.PathLike[str]) -> object:
+        if os.fspath(path) == str(hidden):
+            raise PermissionError(13, "Permission denied", str(hidden))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)  # root may read everything
+    assert f"data {hidden}: cannot be read: Permission denied" in refused(tmp_path / "set")
+
+
 def test_spec_that_no_file_system_takes_is_refused_without_a_traceback(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data x+: cannot be read: x+: File name too long; give the right path"):
         describe("x" * 300, tmp_path)
