@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 from explorer import __version__, doctor
@@ -212,6 +213,14 @@ def test_unforeseen_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "internal error: ZeroDivisionError" in done.stderr
+
+
+def test_question_that_nobody_answers_is_an_interrupt(study: Path) -> None:
+    name = document("studies", "list", "--json")["studies"][0]["study"]
+    result = run("studies", "delete", name)
+    assert result.exit_code == 130
+    assert "interrupted; everything finished is kept" in result.stderr
+    assert [row["study"] for row in document("studies", "list", "--json")["studies"]] == [name]
 
 
 def test_memory_that_runs_out_in_a_command_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,6 +615,17 @@ def test_weights_of_a_network_that_differs_in_its_shift_alone_are_refused(folder
     refused = run("train", "run/run.yaml", "--to", "recipe.yaml")
     assert refused.exit_code == 2
     assert "--to: recipe.yaml: cannot be made" in refused.stderr
+
+
+def test_two_trainings_are_not_kept_in_one_folder(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C1-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    with FileLock(folder / "run" / "checkpoint.lock"):
+        refused = run("train", "run/run.yaml")
+    assert refused.exit_code == 2
+    assert "--to: run: another process trains into it" in refused.stderr
+    assert run("train", "run/run.yaml").exit_code == 0
 
 
 def test_training_that_cannot_be_kept_does_not_begin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

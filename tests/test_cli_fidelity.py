@@ -151,7 +151,7 @@ def test_report_needs_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     with_images = document(*OWN, "--epochs", 1, "--report-only")
     monkeypatch.setattr("explorer.fidelity.rankers_of", refuse)
     result = run(*OWN, "--epochs", 1, "--report-only", "--json")
-    assert "left out, as the images are not here: synflow, naswot, grad_norm (data somewhere" in result.stderr
+    assert "left out, as they need the images: synflow, naswot, grad_norm (data somewhere" in result.stderr
     found, expected = (of["sections"][0]["rankings"] for of in (json.loads(result.stdout), with_images))
     assert found.keys() == {"proxy", "parameters", "flops", "tokens_seen"}
     assert all(found[name] == expected[name] for name in found)

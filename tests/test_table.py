@@ -331,6 +331,24 @@ def test_only_complete_candidates_are_written_and_an_invalid_latency_with_its_re
     assert rows == ['7-7-7-7,1-1-1-0,0,2,3,0.3,1.5,"another process, busy"']
 
 
+def test_limits_leave_a_table_what_it_is_and_a_base_outside_counts(tmp_path: Path, space: Space) -> None:
+    (tmp_path / "limited.yaml").write_text(f"{SPACE}limits: {{params_m: 0.55}}\n")
+    (tmp_path / "outside.yaml").write_text(SPACE.replace("depth3: [1, 2]", "depth3: [1]"))
+    limited, outside = Space.load(tmp_path / "limited.yaml"), Space.load(tmp_path / "outside.yaml")
+    assert 0 < limited.architectures < 4
+    file = tmp_path / "again.csv"
+
+    def digest(space: Space, *rows: str) -> str:
+        file.write_text("\n".join([HEADER, *rows]))
+        return read_table(file, space).digest
+
+    assert digest(limited, *ROWS) == digest(space, *ROWS)
+    assert digest(limited, *ROWS[:3]) != digest(space, *ROWS)
+    base = f"{ROWS[2].split(',0.75')[0]},,"
+    assert digest(outside, *ROWS[:2], f"{base}3") == digest(outside, *ROWS[:2], f"{base}3.0")
+    assert digest(outside, *ROWS[:2], f"{base}3") != digest(outside, *ROWS[:2], f"{base}9")
+
+
 def test_tables_need_no_tensor_library() -> None:
     check = "import sys, explorer.evaluate.table; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

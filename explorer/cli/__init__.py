@@ -44,15 +44,15 @@ class _Boundary(TyperGroup):
             self._tell(ctx, error, str(error), 1)
         except ExplorerError as error:
             self._tell(ctx, error, f"internal error: {type(error).__name__}: {error}", 1)
-        except (MemoryError, RuntimeError) as error:
+        except (KeyboardInterrupt, typer.Abort):
+            console.error("interrupted; everything finished is kept, the same command goes on")
+            raise typer.Exit(130) from None
+        except (MemoryError, RuntimeError) as error:  # typer.Abort and Exit are RuntimeErrors too
             if not ran_out_of_memory(error):
                 raise
             what = (str(error).strip() or type(error).__name__).partition("\n")[0]
             advice = "use smaller images, a smaller batch or fewer processes at once; everything finished is kept"
             self._tell(ctx, error, f"memory ran out: {what}; {advice}", 1)
-        except (KeyboardInterrupt, typer.Abort):
-            console.error("interrupted; everything finished is kept, the same command goes on")
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(1) from None

@@ -110,7 +110,7 @@ def fidelity(
         except DataError as error:
             if not report_only:
                 raise
-            console.note(f"left out, as the images are not here: synflow, naswot, grad_norm ({error})")
+            console.note(f"left out, as they need the images: synflow, naswot, grad_norm ({error})")
             rankers = library.counted(archs)
         _show(library.report(truths, plan, store, seeds=every_seed, rankers=rankers), as_json=as_json)
 

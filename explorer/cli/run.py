@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -335,7 +337,7 @@ def train(
     console.note(
         f"training {arch.name} on {spec} ({info.num_train:,} images) on {kind}, {recipe.epochs} epochs, into {kept.path}"
     )
-    with shared(kind):
+    with _alone(folder), shared(kind):
         outcome = train_module(
             module,
             recipe,
@@ -366,6 +368,18 @@ def _digest(file: Path) -> str:
 
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other training is kept in the folder meanwhile. Raises UserError where one is."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / "checkpoint.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"--to: {folder}: another process trains into it; wait for it, or use another folder") from None
 
 
 def _epoch_line(epoch: Any, epochs: int) -> str:

@@ -82,7 +82,7 @@ def search(
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", metavar="K", min=1, help="Stop when K architectures added no hypervolume."),
+        typer.Option("--patience", metavar="K", min=1, help="Stop when the hypervolume has not moved for K of them."),
     ] = None,
     workers: Annotated[
         int,

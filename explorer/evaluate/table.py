@@ -37,8 +37,7 @@ class Table:
 
     `digest` is over the values of the space's architectures, whatever the order of rows. `epochs`: the numbers of epochs
     that every architecture has an accuracy for, rising; (1,) for a table without that column. `latency_ms` by architecture
-    id, `accuracy` by (architecture id, epochs). `num_outside`: rows of architectures that the space does not hold, or its
-    limits exclude.
+    id, `accuracy` by (architecture id, epochs). `num_outside`: rows of architectures that are not in the space.
     """
 
     name: str
@@ -57,8 +56,9 @@ def read_table(path: str | Path, space: Space) -> Table:
     and architectures or epochs that are missing.
     """
     path = Path(path)
-    wanted = {arch.id: arch for arch in space.archs() if space.excludes(arch) is None}
     base = space.base.canonical()
+    taken = {arch.id: arch for arch in (base, *space.archs())}
+    wanted = {arch.id: arch for arch in taken.values() if space.holds(arch)}
     # Accuracies by architecture and epochs, latencies after 0 epochs; each with the line that gave it.
     facts: dict[tuple[str, int], tuple[float, int]] = {}
     why_not: dict[str, str] = {}
@@ -68,14 +68,14 @@ def read_table(path: str | Path, space: Space) -> Table:
         if row.choices not in archs:
             archs[row.choices] = row.arch(space.base)
         arch, epochs = archs[row.choices], row.epochs()
-        is_outside = arch.id not in wanted
-        if is_outside and arch.id != base.id:
+        is_latency_enough = arch.id == base.id and arch.id not in wanted
+        if arch.id not in taken:
             num_outside += 1
-        elif missing := row.missing(("latency_ms",) if is_outside else ("accuracy", "latency_ms")):
+        elif missing := row.missing(("latency_ms",) if is_latency_enough else ("accuracy", "latency_ms")):
             why_not[arch.id] = missing
         else:
             found = [("latency_ms", (arch.id, 0), row.latency_ms())]
-            if not is_outside:
+            if row.cells["accuracy"]:
                 found.append(("accuracy", (arch.id, epochs), row.accuracy()))
             for column, key, value in found:
                 before, line = facts.setdefault(key, (value, row.line))
@@ -85,14 +85,18 @@ def read_table(path: str | Path, space: Space) -> Table:
                     )
     latency_ms = {arch_id: value for (arch_id, epochs), (value, _) in facts.items() if not epochs}
     accuracy = {key: value for key, (value, _) in facts.items() if key[1]}
-    all_epochs = tuple(sorted({epochs for _, epochs in accuracy}))
+    all_epochs = tuple(sorted({epochs for arch_id, epochs in accuracy if arch_id in wanted}))
     _require_all(path, wanted, all_epochs, accuracy, why_not)
     if base.id not in latency_ms:
         reason = f": {why_not[base.id]}" if base.id in why_not else ""
         raise TableError(
             f"table {path}: no row for the space's base, {_spell(base)}{reason}; its latency must be there"
         )
-    content = sorted([arch_id, epochs, value, latency_ms[arch_id]] for (arch_id, epochs), value in accuracy.items())
+    content: list[list[object]] = [
+        [arch_id, epochs, value, latency_ms[arch_id]] for (arch_id, epochs), value in sorted(accuracy.items())
+    ]
+    if base.id not in {arch_id for arch_id, _ in accuracy}:
+        content.append([base.id, 0, None, latency_ms[base.id]])
     return Table(path.name, digest("table1", {"rows": content}), all_epochs, latency_ms, accuracy, num_outside)
 
 
@@ -318,7 +322,7 @@ def _require_all(
         others = f" (and {len(missing) - 1} more of {len(wanted)} architectures)" if len(missing) > 1 else ""
         raise TableError(
             f"table {path}: no row for {': '.join([_spell(missing[0]), *reasons])}{others}; every architecture of the space "
-            "and its base must be there with accuracy and a valid latency"
+            "must be there with accuracy and a valid latency"
         )
     for arch_id, arch in wanted.items():
         absent = [epochs for epochs in all_epochs if (arch_id, epochs) not in accuracy]

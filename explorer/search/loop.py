@@ -80,6 +80,7 @@ class Loop:
         self.is_final = False
         self.lost_starts = 0
         self.trained = store.scored(plan.recipe.id, plan.data.id, plan.seed, plan.recipe.epochs)
+        self.trained_now = set(self.trained)
         self.steps: dict[str, Step] = {}
         self.started_at = time.monotonic()
         self.pace = Pace(plan, *store.mean_seconds(plan.target.id, plan.recipe.id))
@@ -159,12 +160,12 @@ class Loop:
                 self.blocked.remove(waiting)
                 return waiting
         while self.is_within_budget() and (job := self.chosen()) is not None:
-            is_affordable = self.is_within_budget(job)
-            if is_affordable and not self.trains_the_same(job):
-                return job
-            self.blocked.append(job)
-            if not is_affordable:
+            if not self.trains_the_same(job):
+                if self.is_within_budget(job):
+                    return job
+                self.blocked.append(job)
                 break
+            self.blocked.append(job)
         return None
 
     def chosen(self) -> Job | None:
@@ -197,7 +198,11 @@ class Loop:
     def is_within_budget(self, job: Job | None = None) -> bool:
         """Whether anything, or this job, may be begun; notes why not."""
         hours = (time.monotonic() - self.started_at) / 3600
-        seconds = 0.0 if job is None else self.pace.seconds_of(job, self.candidates.get(job.arch.id))
+        seconds = 0.0
+        if job is not None:
+            is_trained = self.plan.proxy(job.arch).id in self.trained_now  # then only a latency is to be taken
+            costs = replace(job, epochs=0) if is_trained else job
+            seconds = self.pace.seconds_of(costs, self.candidates.get(job.arch.id))
         why = self.budget.spent(hours=hours, next_hours=seconds / 3600, epochs=self.spent_epochs)
         self.why = why or self.why
         return why is None
@@ -287,6 +292,8 @@ class Loop:
         self.candidates[arch.id] = kept = replace(
             _slim(candidate), spent_epochs=before.spent_epochs + spent[0], spent_s=before.spent_s + spent[1]
         )
+        if kept.outcome == "complete":
+            self.trained_now.add(self.plan.proxy(arch).id)
         self.proposer.learn(kept)
         self.climb(kept)
         if is_settled(kept):

@@ -29,8 +29,9 @@ _NEW: Final = 16
 _DRAWS: Final = 64
 #: A model of fewer says little ...
 _NUM_FIRST: Final = 8
-#: ... and the known networks are much alike: so many beside them are drawn, at random.
+#: ... and the known networks are much alike: so many beside them are drawn, at random; out of so many at most.
 _NUM_DRAWN: Final = 4
+_MOST_DRAWN: Final = 16
 _CACHED: Final = 4096
 #: Volume is counted from so far below the worst accuracy, as a share of the range: the fast end of the front counts too
 #: (BoTorch's rule for a reference point that nobody gave).
@@ -62,7 +63,7 @@ class Pool:
         self._accuracy, self._failed = Effects(sizes), Effects(sizes)
         self._num_failed = 0
         self._given = {arch.id for arch in space.known_networks()}
-        self._drawn: set[str] = set()
+        self._num_drawn, self._drawn = 0, set[str]()
         self._entries: dict[_Codes, _Entry] = {}
         self._archs: OrderedDict[_Codes, Arch] = OrderedDict()
         self._complete: dict[str, _Member] = {}
@@ -80,7 +81,9 @@ class Pool:
             return
         codes = tuple(d.choices.index(point[d.name]) for d in self._space.dimensions)
         self._entries.pop(codes, None)
-        self._drawn |= {arch_id} - self._given
+        self._num_drawn += arch_id not in self._given
+        if candidate.accuracy is not None and len(self._drawn) < _NUM_DRAWN:
+            self._drawn |= {arch_id} - self._given
         self._num_failed += candidate.outcome == "failed"
         self._failed.learn(arch_id, np.array(codes), float(candidate.outcome == "failed"))
         if candidate.accuracy is None:
@@ -106,9 +109,9 @@ class Pool:
 
         `drawn`: TPE's proposal, which joins the pool. `measured`: latencies known already, by architecture.
         """
-        is_alike = len(self._accuracy) >= _NUM_FIRST and len(self._drawn) < _NUM_DRAWN
+        is_alike = len(self._accuracy) >= _NUM_FIRST and len(self._drawn) < _NUM_DRAWN and self._num_drawn < _MOST_DRAWN
         if is_alike or predictor is None or len(self._accuracy) < _NUM_FIRST or not self._front:
-            return self._first(None if is_alike else drawn, may_propose, predictor)
+            return self._first(None if is_alike else drawn, may_propose, predictor, measured)
         if predictor is not self._predictor:
             self._predictor = predictor
             for entry in self._entries.values():
@@ -131,12 +134,17 @@ class Pool:
         drawn: Mapping[str, Choice] | None,
         may_propose: Callable[[Arch], bool],
         predictor: LatencyPredictor | None,
+        measured: Mapping[str, tuple[Arch, float]],
     ) -> Arch | None:
         """TPE's proposal, or a random point, that is not predicted to be over the latency limit; None where none was found."""
         limit_ms = self._max_latency_ms
         for codes in itertools.islice(self._new_codes(drawn, ()), 1 if limit_ms is None else _DRAWS):
             if may_propose(arch := self._arch(codes)):
-                least_ms = 0.0 if predictor is None else predictor.predict(arch) * (1 - 2 * predictor.error.rms)
+                least_ms = 0.0
+                if arch.id in measured:
+                    least_ms = measured[arch.id][1]
+                elif predictor is not None:
+                    least_ms = predictor.predict(arch) * (1 - 2 * max(predictor.error.rms, _LEAST_ERROR))
                 if limit_ms is None or least_ms <= limit_ms:
                     return arch
         return None
@@ -157,7 +165,7 @@ class Pool:
         dimensions = self._space.dimensions
         if drawn is not None:
             yield tuple(d.choices.index(drawn[d.name]) for d in dimensions)
-        for _ in range(_DRAWS // 2):
+        for _ in range(_DRAWS // 2 if front else _DRAWS):
             if front:
                 near = list(self._random.choice(front).codes)
                 changed = self._random.randrange(len(dimensions))
