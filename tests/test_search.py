@@ -696,6 +696,25 @@ def test_what_does_not_fit_the_hours_is_not_passed_over_for_what_does(
     assert (found[:2], len(found)) == ([space.base.id, long], 8)
 
 
+def test_architecture_whose_proxy_another_has_trained_costs_no_training(
+    tmp_path: Path, plan: Plan, store: Store, fast_measurement: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "twins.yaml"
+    text = SPACE.replace("x2.2.2.2", "x2.2.4.2").replace("[1, 2]", "[3, 4]")
+    text = text.replace("patch_size: 2}", "patch_size: 2, depth3_divisor: 2}")
+    file.write_text(f"{text}seeds: [Swin-E16x2.2.3.2-R56-P1-N10]\n")
+    space = Space.load(file)
+    twin, plan = space.seeds[0], replace(plan, scale=space.proxy_scale)
+    assert plan.proxy(twin).id == plan.proxy(space.base).id
+    is_training = lambda job: job.arch.id == twin.id and job.epochs != 0  # noqa: E731
+    monkeypatch.setattr(Pace, "seconds_of", lambda pace, job, known: 7200.0 if is_training(job) else 0.0)
+    with Evaluator(plan) as evaluator:
+        evaluator.prepare(space.base)
+        runner = TwoAtOnce(evaluator, store)
+        record = search.run(space, evaluator, store, trials=2, runner=runner, max_hours=1.0)
+    assert [candidate.arch.id for candidate in store.candidates(record)] == [space.base.id, twin.id]
+
+
 def test_time_of_a_training_that_failed_is_not_taken_for_a_latency_s(space: Space, plan: Plan) -> None:
     arch = space.base
     latency = Latency(arch.id, plan.target.id, 1.0, 1.0, 1.0, 0.0, 3, (1.0,) * 3, True, 0.0, 0.0)
