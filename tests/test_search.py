@@ -747,10 +747,11 @@ def test_front_that_changes_beyond_the_reference_has_not_moved(
 ) -> None:
     record = search.run(space, Evaluator(plan), store, trials=1)
     front, volumes = StudyFront(store, record), []
-    base = store.candidates(record)[0]
+    (base,) = store.candidates(record)
+    assert base.latency is not None
     for done, (ms, accuracy) in enumerate([(1.0, 0.1), (3.0, 0.9), (1e6, 0.99)], 2):
         arch = list(space.archs())[done]
-        latency = replace(base.latency, arch_id=arch.id, latency_ms=ms)  # type: ignore[type-var]
+        latency = replace(base.latency, arch_id=arch.id, latency_ms=ms)
         score = replace(base.scores[0], arch_id=arch.id, accuracy=accuracy)
         front.add(Candidate(arch, "complete", latency, (score,)), done)
         volumes.append((len(front.ids), front.hypervolume, front.moved_at))
