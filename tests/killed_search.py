@@ -3,12 +3,14 @@
     killed_search.py SPACE STORAGE LOG TRIALS WORKERS table TABLE.csv PACE_S
     killed_search.py SPACE STORAGE LOG TRIALS WORKERS train CACHE EPOCHS
 
-Every step writes a line when it begins and when it ends: `begin|end STEP ARCH_ID PID`.
+Every step writes a line when it begins and when it ends: `begin|end STEP ARCH_ID PID`. With DIES_OF=ARCH_ID in its
+environment, the process that begins to train this one is killed.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +54,8 @@ class Logged:
     def train(self, arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
         step = f"train-{key.epochs}"
         self.write("begin", step, arch)
+        if os.environ.get("DIES_OF") == arch.id:
+            os.kill(os.getpid(), signal.SIGKILL)
         found = self.steps.train(arch, key, on_epoch)
         self.write("end", step, arch)
         return found
@@ -63,9 +67,10 @@ class Trained:
     baseline_ms: float | None = None
 
     def __init__(self, plan: Plan, cache_root: Path) -> None:
+        from explorer import evaluate
         from explorer.evaluate import live
 
-        live.KEEP_EVERY_S = 0.0  # type: ignore[misc]
+        evaluate.KEEP_EVERY_S = 0.0  # type: ignore[misc]
         self.live, self.plan = live.Live(plan, cache_root=cache_root), plan
         self.train = self.live.train
         self.prepare = self.live.prepare

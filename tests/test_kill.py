@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from explorer.records import MAX_ATTEMPTS
 from explorer.space import Space
 from explorer.store import Store
 
@@ -177,3 +178,50 @@ def test_killed_and_resumed_search_ends_with_the_facts_of_an_undisturbed_one(tmp
         if undisturbed[arch_id][1] == killed[arch_id][1]:
             assert undisturbed[arch_id] == killed[arch_id]
     assert any(undisturbed[arch_id][1] == 4 == killed[arch_id][1] for arch_id in both)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("num_deaths", [2, 3])
+def test_training_that_kills_its_process_each_time_is_given_up_after_three(
+    workers: int, num_deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    space = Space.load(file)
+    with (tmp_path / "table.csv").open("w") as table:
+        table.write("windows,shifts,br,depth3,accuracy,latency_ms\n")
+        for number, arch in enumerate(space.archs()):
+            key = f"{'-'.join(map(str, arch.windows))},{'-'.join(map(str, map(int, arch.shifts)))},{arch.br:d},{arch.depth3}"
+            table.write(f"{key},{0.1 + number / 100},{1 + number}\n")
+    database, log = tmp_path / "explorer.db", tmp_path / "log"
+    monkeypatch.setenv("DIES_OF", space.base.id)
+    search = Killed(file, database, log, 4, workers, "table", tmp_path / "table.csv", 0)
+    if workers == 1:
+        for _ in range(num_deaths):
+            process = search.start()
+            process.communicate(timeout=120)
+            assert process.returncode == -signal.SIGKILL
+    if num_deaths < MAX_ATTEMPTS:
+        monkeypatch.delenv("DIES_OF")
+    search.finish()
+
+    begun = [
+        line
+        for line in search.lines()
+        if line[0] == "begin" and line[1].startswith("train") and line[2] == space.base.id
+    ]
+    store = Store.open(str(database))
+    (base, *others) = store.candidates(store.study("killed"))
+    assert base.arch == space.base
+    assert [other.outcome for other in others] == ["complete"] * 3
+    if num_deaths == MAX_ATTEMPTS:
+        assert len(begun) == MAX_ATTEMPTS
+        assert base.outcome == "failed"
+        assert base.failure is not None
+        assert base.failure.attempts == MAX_ATTEMPTS
+        assert base.failure.kind == ("crash" if workers == 1 else "out_of_memory")  # by SIGKILL, as the kernel does it
+    else:
+        assert base.outcome == "complete"
+        assert store.failures() == [], "forgotten once it is known"
+    store.close()

@@ -241,6 +241,23 @@ def test_mirror_stays_in_proportion_to_what_is_known(sampler: str, small: Space)
     assert len(mirror.trials()) < 150
 
 
+def test_mirror_of_a_long_search_holds_the_best_and_the_latest(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("explorer.search.mirror.MOST_TRIALS", 100)
+    mirror, archs = Mirror(space, "tpe", 0, TellingRule(None).told), list(space.archs())
+    for number, arch in enumerate(archs):  # the first twenty are the front
+        known = candidate(arch, 0.5 + number / 1000 if number < 20 else 0.1, 1.0 + number)
+        mirror.learn(known, space.point(arch) or {})
+        mirror.draw()
+        assert len(mirror.trials()) <= 111
+    mirror._make()
+    kept = [int(trial.values[1]) - 1 for trial in mirror.trials()]
+    assert kept == sorted(kept)
+    assert len(kept) == 100
+    assert set(range(20)) <= set(kept), "the front"
+    assert set(range(len(archs) - 50, len(archs))) <= set(kept), "the latest"
+    assert all(mirror.known(arch.id) is not None for arch in archs)
+
+
 @pytest.mark.parametrize("sampler", ["nsgaii", "nsgaiii"])
 def test_genetic_sampler_goes_on_from_the_generations_before_a_restart(sampler: str, space: Space) -> None:
     history = [evaluated(arch) for arch in list(space.archs())[::8]]

@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import pytest
 
-from explorer import latency, search
+from explorer import evaluate, latency, search
 from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
@@ -296,6 +296,39 @@ def test_what_fails_every_time_is_given_up_after_three_attempts_over_all_command
     store.forget_failures([failure.key])
     search.run(space, Evaluator(plan), store, trials=3)
     assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 3
+
+
+def test_interrupted_training_counts_as_no_attempt_and_one_in_flight_as_one(
+    space: Space, plan: Plan, store: Store, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_flight() -> list[tuple[str, int]]:
+        return [(failure.kind, failure.attempts) for _, failure in store.failures()]
+
+    seen: list[list[tuple[str, int]]] = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.kind == "epoch" and len(seen) < 5:
+            seen.append(in_flight())
+            raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            search.run(space, Evaluator(plan), store, trials=2, on_progress=interrupt)
+        assert in_flight() == []
+    assert seen == [[("crash", 1)]] * 5
+
+    monkeypatch.setattr(evaluate, "KEEP_EVERY_S", 0.0)
+    after_epoch: list[list[tuple[str, int]]] = []
+    record = search.run(
+        space,
+        Evaluator(plan),
+        store,
+        trials=2,
+        on_progress=lambda progress: after_epoch.append(in_flight()) if progress.kind == "epoch" else None,
+    )
+    assert after_epoch, "nothing was trained"
+    assert not any(after_epoch), "its state is kept: no death from here on is for nothing"
+    assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 2
 
 
 def children_of(pid: int) -> set[int]:

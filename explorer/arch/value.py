@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from explorer.errors import ArchError, SpaceError
 
@@ -65,7 +64,14 @@ class Arch:
     v2: bool = False
     pretrained_windows: tuple[int, ...] = (0, 0, 0, 0)
 
+    _id: ClassVar[str]
+    _name: ClassVar[str]
+
     def __post_init__(self) -> None:
+        # Id and name, once they are known. No cached_property: it would double what an architecture takes, and so would
+        # attributes that come later; a search holds thousands.
+        for name in ("_id", "_name"):
+            object.__setattr__(self, name, "")
         for field in fields(self):
             _require_type(field.name, getattr(self, field.name), field.default)
         # 4 and 4.0 are one value, and must have one id.
@@ -149,13 +155,18 @@ class Arch:
         changed = (windows, shifts, pretrained) != (self.windows, self.shifts, self.pretrained_windows)
         return replace(self, windows=windows, shifts=shifts, pretrained_windows=pretrained) if changed else self
 
-    @cached_property
+    @property
     def id(self) -> str:
         """`a1-` and 12 hex digits over the canonical form.
 
         Only values that differ from the defaults enter the hash: a field added later leaves the ids of today alone, and a
         default never changes.
         """
+        if not self._id:
+            object.__setattr__(self, "_id", self._hashed())
+        return self._id
+
+    def _hashed(self) -> str:
         canonical = self.canonical()
         differing = {
             f.name: getattr(canonical, f.name) for f in fields(Arch) if getattr(canonical, f.name) != f.default
@@ -163,12 +174,14 @@ class Arch:
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()
         return f"a1-{digest[:12]}"
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The name in the grammar of `explorer.arch.names`: `Swin-B`, `Swin-Free-B-BR-DR14`, `Swin-B-W14.7.14.7-S0100`."""
         from explorer.arch.names import spell
 
-        return spell(self.canonical())
+        if not self._name:
+            object.__setattr__(self, "_name", spell(self.canonical()))
+        return self._name
 
     def proxy(self, scale: ProxyScale, *, channels: int, num_classes: int) -> Arch:
         """The scaled-down copy that is trained in this architecture's place: same windows per stage and shifts, and same

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from explorer import evaluate
 from explorer.arch import Arch
 from explorer.errors import DataError, RecipeError
 from explorer.evaluate import Plan, now
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-#: A training keeps its state this often, beside at a rung.
-KEEP_EVERY_S: Final = 30.0
 ABANDONED_S: Final = 86_400.0
 
 
@@ -96,7 +95,7 @@ class Live:
         kept = Checkpoint(
             self._state_of(key),
             key=str(replace(key, epochs=plan.recipe.epochs)),
-            every_s=KEEP_EVERY_S,
+            every_s=evaluate.KEEP_EVERY_S,
             at_end=key.epochs < plan.recipe.epochs,
         )
         if kept.path.exists():

@@ -263,6 +263,7 @@ def _work(
             # To import torch and to load data takes as much of a CPU as a training: not beside a measurement on it.
             with environment.shared("cpu") if kind == "cpu" else nullcontext():
                 _kept.append((pickle.loads(make)(), Store.open(storage)))
+                _kept[0][0].is_watched = True
         evaluator, store = _kept[0]
         return _evaluate(evaluator, store, job, tell)
 

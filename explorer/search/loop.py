@@ -21,6 +21,7 @@ from explorer.evaluate.workers import Done, Event, Job, Runner
 from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
 from explorer.search.fronts import StudyFront
+from explorer.search.kept import slim, without_curves
 from explorer.search.ladder import Ladder
 from explorer.search.pace import Pace
 from explorer.search.progress import Progress, ProgressKind
@@ -58,7 +59,7 @@ class Loop:
         self.budget, self.num_asked, self.on_progress = budget, min(budget.trials, space.architectures), on_progress
         self.seeds = tuple(range(plan.seed, plan.seed + num_seeds))
         self.ladder = ladder
-        self.candidates = {candidate.arch.id: _slim(candidate) for candidate in store.candidates(record)}
+        self.candidates = {candidate.arch.id: slim(candidate) for candidate in store.candidates(record)}
         self.num_done = sum(candidate.outcome != "pending" for candidate in self.candidates.values())
         self.spent_epochs = sum(candidate.spent_epochs for candidate in self.candidates.values())
         self.proposer = Proposer(
@@ -118,6 +119,7 @@ class Loop:
         for candidate in self.candidates.values():
             if not self.is_open(candidate):
                 self.climb(candidate)
+        self.candidates = {arch_id: without_curves(candidate) for arch_id, candidate in self.candidates.items()}
 
     def is_open(self, candidate: Candidate) -> bool:
         """Whether a member is to be evaluated again: unfinished work, a limit that rose, a latency or failure of a bad moment,
@@ -290,12 +292,13 @@ class Loop:
         self.spent_epochs += spent[0]
         self.num_done += before.outcome == "pending"
         self.candidates[arch.id] = kept = replace(
-            _slim(candidate), spent_epochs=before.spent_epochs + spent[0], spent_s=before.spent_s + spent[1]
+            slim(candidate), spent_epochs=before.spent_epochs + spent[0], spent_s=before.spent_s + spent[1]
         )
         if kept.outcome == "complete":
             self.trained_now.add(self.plan.proxy(arch).id)
         self.proposer.learn(kept)
         self.climb(kept)
+        self.candidates[arch.id] = kept = without_curves(kept)
         if is_settled(kept):
             self.trials.add(kept)
         if before.may_stand_on_front:
@@ -385,12 +388,3 @@ class Loop:
 
 def _is_invalid(candidate: Candidate) -> bool:
     return candidate.latency is not None and bool(candidate.latency.invalid)
-
-
-def _slim(candidate: Candidate) -> Candidate:
-    """Without what only the store needs: a search holds thousands."""
-    latency = candidate.latency
-    if latency is not None:
-        latency = replace(latency, environment={}, window_medians_ms=(), remarks=())
-    scores = tuple(replace(score, environment={}) for score in candidate.scores)
-    return replace(candidate, latency=latency, scores=scores)

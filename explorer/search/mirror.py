@@ -1,12 +1,13 @@
 """Optuna's sampler over a study in memory that mirrors what is known: the only place that asks Optuna.
 
 Trials in memory cannot be changed. When enough of them are outdated (a candidate trained on, a bound that moved) or only
-answers to repeats, the study is made anew from the known candidates, which keeps the cost a candidate constant and the
-memory in proportion to what is known.
+answers to repeats, the study is made anew from the known candidates. It holds a bounded number of them, the best and
+the latest, so that what an ask costs, in time and memory, does not grow with a long search.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from optuna.samplers import (
 )
 from optuna.trial import TrialState, create_trial
 
+from explorer import pareto
 from explorer.errors import UserError
 from explorer.records import Candidate
 from explorer.search.told import Told
@@ -40,6 +42,10 @@ POPULATION: Final = 20
 #: The study is made anew when this share of its trials is outdated, or it holds more answers to repeats than candidates.
 _OUTDATED_SHARE: Final = 0.05
 _LEAST_REPEATS: Final = 100
+#: A study is made anew of at most so many candidates, of which at least half are the latest, and again when it has grown by a
+#: tenth. TPE compares the best 25 with all others: a sample of these says as much.
+MOST_TRIALS: Final = 1000
+_GROWN: Final = 1.1
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
@@ -82,7 +88,8 @@ class Mirror:
         self.optuna_s = 0.0
         self._space, self._sampler_name, self._seed, self._told = space, sampler, seed, told
         self._distributions = distributions(space)
-        self._known: dict[str, tuple[Candidate, dict[str, Choice], Told]] = {}
+        self._known: dict[str, tuple[Candidate, dict[str, Choice]]] = {}
+        self._told_as: dict[str, tuple[float, ...]] = {}
         self._num_made = 0
         self._blank: optuna.trial.FrozenTrial | None = None
         self._make()
@@ -90,13 +97,14 @@ class Mirror:
     def learn(self, candidate: Candidate, point: dict[str, Choice]) -> None:
         """Tells an evaluated candidate, or that a known one is worth something else now."""
         arch_id, told = candidate.arch.id, self._told(candidate)
-        known = self._known.get(arch_id)
-        self._known[arch_id] = (candidate, point, told if known is None else known[2])
+        is_known = arch_id in self._known
+        self._known[arch_id] = (candidate, point)
+        self._told_as.setdefault(arch_id, _flat(told))
         if arch_id in self._open:
             self._tell(self._open.pop(arch_id), told)
-        elif known is None:
+        elif not is_known:
             self._add(point, told)
-        elif known[2] != told:
+        elif self._told_as[arch_id] != _flat(told):
             self._outdated.add(arch_id)
 
     def known(self, arch_id: str) -> Candidate | None:
@@ -106,6 +114,10 @@ class Mirror:
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """The trials as the sampler sees them now; not to be changed."""
         return self._study.get_trials(deepcopy=False)
+
+    @property
+    def _num_trials(self) -> int:
+        return len(self.trials())
 
     def ask(self) -> optuna.Trial:
         """A proposal that must be answered or kept; its `params` are a point of the space."""
@@ -156,7 +168,8 @@ class Mirror:
 
     def _freshen(self) -> None:
         is_outdated = len(self._outdated) >= max(1.0, _OUTDATED_SHARE * len(self._known))
-        if is_outdated or self._num_repeats > max(_LEAST_REPEATS, len(self._known)):
+        is_full = len(self._known) > MOST_TRIALS and self._num_trials > MOST_TRIALS * _GROWN + self._num_repeats
+        if is_outdated or is_full or self._num_repeats > max(_LEAST_REPEATS, min(len(self._known), MOST_TRIALS)):
             self._make()
 
     def _make(self) -> None:
@@ -170,10 +183,10 @@ class Mirror:
         self._outdated: set[str] = set()
         self._num_repeats = 0
         self._generation, self._generation_count = 0, 0
-        for arch_id, (candidate, point, _) in self._known.items():
-            told = self._told(candidate)
-            self._known[arch_id] = (candidate, point, told)
-            self._add(point, told)
+        told = {arch_id: self._told(candidate) for arch_id, (candidate, _) in self._known.items()}
+        self._told_as = {arch_id: _flat(each) for arch_id, each in told.items()}
+        for arch_id in _best_and_latest(told):
+            self._add(self._known[arch_id][1], told[arch_id])
 
     def _add(self, point: dict[str, Choice], told: Told) -> None:
         values, constraints = told
@@ -187,6 +200,9 @@ class Mirror:
                 system_attrs=attributes,
             )
         )
+        # The study copied what it was given, and that is most of what a trial holds: one copy will do.
+        trial = self.trials()[-1]
+        trial.params, trial.distributions = point, self._distributions
         self._count_generation(attributes)
 
     @property
@@ -204,3 +220,27 @@ class Mirror:
         if generation > self._generation:
             self._generation, self._generation_count = generation, 0
         self._generation_count += generation == self._generation
+
+
+def _flat(told: Told) -> tuple[float, ...]:
+    """To compare; a dict for each of thousands would take more than all the rest."""
+    values, constraints = told
+    return (*values, *constraints.values())
+
+
+def _best_and_latest(told: dict[str, Told]) -> list[str]:
+    """Those of which a study is made anew, in their order: front after front of what violates nothing, then the latest."""
+    if len(told) <= MOST_TRIALS:
+        return list(told)
+    left = [
+        arch_id for arch_id, (_, constraints) in told.items() if not any(value > 0 for value in constraints.values())
+    ]
+    chosen: set[str] = set()
+    while left and len(chosen) < MOST_TRIALS // 2:
+        values = [told[arch_id][0] for arch_id in left]
+        best = {left[index] for index in pareto.front(*zip(*values, strict=True))}
+        chosen |= set(sorted(best)[: MOST_TRIALS // 2 - len(chosen)])
+        left = [arch_id for arch_id in left if arch_id not in best]
+    latest = (arch_id for arch_id in reversed(told) if arch_id not in chosen)
+    chosen |= set(itertools.islice(latest, MOST_TRIALS - len(chosen)))
+    return [arch_id for arch_id in told if arch_id in chosen]

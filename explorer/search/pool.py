@@ -32,7 +32,7 @@ _NUM_FIRST: Final = 8
 #: ... and the known networks are much alike: so many beside them are drawn, at random; out of so many at most.
 _NUM_DRAWN: Final = 4
 _MOST_DRAWN: Final = 16
-_CACHED: Final = 4096
+_CACHED: Final = 512
 #: Volume is counted from so far below the worst accuracy, as a share of the range: the fast end of the front counts too
 #: (BoTorch's rule for a reference point that nobody gave).
 _MARGIN: Final = 0.1

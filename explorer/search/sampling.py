@@ -17,6 +17,7 @@ from typing import Final
 
 from explorer.arch import Arch
 from explorer.records import Candidate
+from explorer.search.kept import without_curves
 from explorer.search.mirror import DIRECTIONS, SAMPLERS, Mirror, distributions, make_sampler
 from explorer.search.pool import Pool
 from explorer.search.predictor import LatencyPredictor
@@ -95,6 +96,7 @@ class Proposer:
         if candidate.outcome == "pending":
             return
         self._rule.learn(candidate)
+        candidate = without_curves(candidate)
         latency_ms = valid_latency_ms(candidate)
         if latency_ms is not None and _is_relative(candidate.arch, self.space.base):
             self._latencies[candidate.arch.id] = (candidate.arch, latency_ms)

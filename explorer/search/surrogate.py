@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Codes = NDArray[np.int64]
+Codes = NDArray[np.signedinteger[Any]]
 
 #: More features than this, and pairs are left out: the cost of a fit grows with the cube.
 MAX_FEATURES: Final = 400
@@ -56,7 +56,7 @@ class Effects:
     def learn(self, arch_id: str, codes: Codes, value: float, rung: int = 1) -> None:
         """Adds an observation, in place of an earlier one of the same architecture. `rung`: epochs behind it."""
         self.forget(arch_id)
-        columns = self._columns(codes[None, :])[0]
+        columns = self._columns(codes[None, :])[0].astype(np.int32)  # thousands are kept
         self._rungs.setdefault(rung, _Sums(self._offsets[-1])).add(columns, value, 1)
         self._rows[arch_id] = (columns, value, rung)
 

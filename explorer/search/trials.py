@@ -9,6 +9,7 @@ ladder) gets a second one, and the last one counts.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ class Trials:
 
 def _stands_for(candidate: Candidate) -> str:
     """What a trial says of a candidate, in short: another of these needs another trial."""
-    return f"{candidate.outcome} {candidate.epochs or 0} epochs {len(candidate.scores)} seeds"
+    return sys.intern(f"{candidate.outcome} {candidate.epochs or 0} epochs {len(candidate.scores)} seeds")
 
 
 def is_settled(candidate: Candidate) -> bool:

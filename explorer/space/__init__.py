@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -233,6 +233,7 @@ def sizes_of(base: Arch) -> dict[str, int]:
     return {field: getattr(base, field) for field in ("image_size", "patch_size", "channels", "num_classes")}
 
 
+@cache  # one string for all
 def _spell(window: int, shift: bool) -> str:
     return f"w{window}-shift" if shift else f"w{window}"
 

@@ -8,8 +8,8 @@ names avoid Optuna's (studies, study_*, trials, trial_*, version_info, alembic_v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from explorer.arch import Arch
@@ -161,6 +161,28 @@ class Store:
         with self.database.writing() as connection:
             facts.add_arch(connection, arch)
             return facts.add_failure(connection, failure)
+
+    @contextmanager
+    def attempting(self, arch: Arch, failure: Failure) -> Iterator[Callable[[], None]]:
+        """Keeps `failure` for a process that may die in the block; it ends as any failure does when the fact is added.
+
+        It is taken back where the block raises, or calls what it is given.
+        """
+        before, is_kept = self.failure(failure.key), True
+        self.add_failure(arch, failure)
+
+        def take_back() -> None:
+            nonlocal is_kept
+            if is_kept:
+                with self.database.writing() as connection:
+                    facts.put_failure(connection, failure.key, before)
+                is_kept = False
+
+        try:
+            yield take_back
+        except BaseException:
+            take_back()
+            raise
 
     def forget_failures(self, keys: Iterable[str]) -> int:
         """Forgets failures, attempts included; members that failed so are `pending`. Returns how many there were."""
