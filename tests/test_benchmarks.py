@@ -91,6 +91,26 @@ def test_benchmark_runs_and_keeps_its_result(
     assert content["rows"][0]["what"].startswith(("Swin-", "synthetic", "random", "1 at once", "described"))
 
 
+@pytest.mark.slow
+def test_benchmark_of_the_fidelity_keeps_every_ranker_and_network(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text("epochs: 1\nbatch_size: 8\ntrain_images: 16\neval_images: 16\n")
+    options = ["--tables", "table4", "--recipe", "tiny.yaml", "--data", "contours", "--seeds", "2", "--storage", "f.db"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "fidelity.py"), *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads((tmp_path / "fidelity-table4-cpu.json").read_text())["rows"]}
+    rankers = {"proxy", "parameters", "flops", "tokens_seen", "synflow", "naswot", "grad_norm"}
+    assert {f"table4: {ranker}" for ranker in rankers} <= rows.keys()
+    proxy = rows["table4: proxy"]
+    assert proxy["pairs"] == rows["table4: flops"]["pairs"] == 11
+    assert len(proxy["by_seed"]) == 2
+    assert 0 <= proxy["concordance"] <= 1
+    assert rows["Swin-B"]["truth"]
+    assert len(rows["Swin-B"]["accuracies"]) == 2
+    missing = subprocess.run([*command[:2], "--storage", "f.db", "--seeds", "0"], cwd=tmp_path, capture_output=True)
+    assert missing.returncode == 2, "what fidelity refuses, this does"
+
+
 def test_trainings_at_once_that_would_leave_threads_idle_are_refused() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "train_parallel.py"), "--at-once", "1", "2", "--threads", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

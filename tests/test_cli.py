@@ -636,11 +636,23 @@ def test_training_that_cannot_be_kept_does_not_begin(folder: Path, monkeypatch: 
     name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C3-N16"
     assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    refused = run("train", "run/run.yaml")
+    refused = run("train", "run/run.yaml", "--repeat-grey")
     assert refused.exit_code == 2
     assert "--to: run: cannot be made, or written to: Permission denied" in refused.stderr
     assert "epoch" not in refused.stdout
-    assert "contours: images of 1 channel, repeated to the 3 that the network takes" in refused.stderr
+
+
+def test_grey_images_for_a_network_that_takes_colour_are_refused_unless_repeated(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE)
+    name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C3-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    refused = run("train", "run/run.yaml")
+    assert refused.exit_code == 2
+    assert (
+        "run/run.yaml: arch.channels: 3, but contours has images of 1 channel; set arch.channels: 1, or give --repeat-grey to "
+        "have the one repeated"
+    ) in " ".join(refused.stderr.split())
+    assert run("train", "run/run.yaml", "--repeat-grey").exit_code == 0
 
 
 def test_preset_exports_without_a_study(folder: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -433,6 +437,45 @@ def test_command_tells_what_the_set_holds(tree: Path, run: Callable[..., Result]
         assert words in result.stdout
     assert str(tree.parent / "root" / "images") in result.stdout
     assert "decoding" not in run(str(tree), "--image-size", "8").stderr
+
+
+def test_hidden_folders_and_files_are_passed_over(tree: Path, run: Callable[..., Result]) -> None:
+    before = info_of(tree)
+    some = (tree / "train" / "ant" / "0.png").read_bytes()
+    for hidden in (
+        "train/.ipynb_checkpoints/0.png",
+        "val/.cache/0.png",
+        "train/ant/.thumbs/0.png",
+        "train/bee/._0.png",
+    ):
+        (tree / hidden).parent.mkdir(exist_ok=True)
+        (tree / hidden).write_bytes(some)
+    assert info_of(tree) == before
+    assert "28 training images" in run(str(tree), "--image-size", "8").stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_bar_on_a_terminal_comes_to_its_end(tree: Path, tmp_path: Path) -> None:
+    import pty
+
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "explorer", "data", "prepare", str(tree), "--image-size", "8"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [*command, "--data-root", str(tmp_path / "root")], stdout=subprocess.PIPE, stderr=its, env=environment
+    )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, shown.decode()
+    assert b"28 training images" in out
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"decoding train images .*28/28", last), last
+    assert re.search(r"decoding test images .*8/8", last), last
 
 
 def test_command_warns_of_what_it_left_out_and_of_duplicates(tree: Path, run: Callable[..., Result]) -> None:

@@ -273,6 +273,9 @@ def train(
     new_head: Annotated[
         bool, typer.Option("--new-head", help="With --weights of other classes: start the classifier anew.")
     ] = False,
+    repeat_grey: Annotated[
+        bool, typer.Option("--repeat-grey", help="Grey images for a network that takes colour: their channel repeated.")
+    ] = False,
     checkpoint_blocks: Annotated[
         bool, typer.Option("--checkpoint-blocks", help="Gradient checkpointing: less memory, about a third more time.")
     ] = False,
@@ -306,9 +309,11 @@ def train(
             f"{run_file}: arch.num_classes: {arch.num_classes}, but {spec} has {info.num_classes} classes; "
             f"set arch.num_classes: {info.num_classes}, or choose other data"
         )
-    if info.channels != arch.channels:  # the other way round is refused when they are loaded
-        console.note(
-            f"{spec}: images of {info.channels} channel, repeated to the {arch.channels} that the network takes"
+    if info.channels != arch.channels and not (repeat_grey and info.channels == 1):
+        raise RecipeError(
+            f"{run_file}: arch.channels: {arch.channels}, but {spec} has images of {info.channels} "
+            f"channel{'s' * (info.channels > 1)}; set arch.channels: {info.channels}"
+            + (", or give --repeat-grey to have the one repeated" if info.channels == 1 else ", or choose other data")
         )
     key = [arch.id, recipe.id, info.id, str(run.seed)]
     module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path, init=recipe.init)

@@ -189,14 +189,14 @@ def unreadable(folder: Path, error: OSError) -> DataError:
 def _scanned(folder: Path) -> _Tree:
     test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
     is_divided = (folder / "train").is_dir()
-    if is_divided and test_folder is None and any(entry.is_dir() for entry in (folder / "train").iterdir()):
+    if is_divided and test_folder is None and _classes_in(folder / "train"):
         # Else `train` would be a class, and whatever lies beside it the others.
         raise DataError(
             f"data {folder}: train holds folders, but there is no test part beside it; name that one of "
             f"{', '.join(_TEST_FOLDERS)}, or give {folder / 'train'} to have every tenth image cut from it"
         )
     train_folder = folder / "train" if test_folder is not None and is_divided else folder
-    classes = sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir())
+    classes = _classes_in(train_folder)
     if len(classes) < 2:
         raise DataError(
             f"data {train_folder}: holds {len(classes)} folders; one folder of images per class is expected"
@@ -204,10 +204,15 @@ def _scanned(folder: Path) -> _Tree:
     train = _images_below(train_folder, classes)
     if train_folder == folder or test_folder is None:
         return _Tree(classes, *_cut(folder, train))
-    unknown = sorted({entry.name for entry in test_folder.iterdir() if entry.is_dir()} - set(classes))
+    unknown = sorted(set(_classes_in(test_folder)) - set(classes))
     if unknown:
         raise DataError(f"data {test_folder}: class {unknown[0]!r} is not in {train_folder}; both must hold the same")
     return _Tree(classes, train, _images_below(test_folder, classes))
+
+
+def _classes_in(folder: Path) -> list[str]:
+    """Names of the folders in `folder`; hidden ones are other programs' (`.ipynb_checkpoints`)."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _cut(folder: Path, images: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -252,13 +257,17 @@ def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file under `folder`; links to folders are not followed. Raises DataError for a folder that cannot be read."""
+    """Every file under `folder`, but hidden ones and those in hidden folders; links to folders are not followed.
+
+    Raises DataError for a folder that cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"data {error.filename}: cannot be read: {error.strerror}; mend its permissions, or remove it")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent) / name for name in names)
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent) / name for name in names if not name.startswith("."))
 
 
 def load_tree(
