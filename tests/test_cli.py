@@ -655,6 +655,30 @@ def test_grey_images_for_a_network_that_takes_colour_are_refused_unless_repeated
     assert run("train", "run/run.yaml", "--repeat-grey").exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupt_inside_a_finalizer_which_python_drops_is_not_lost(name: str) -> None:
+    program = f"""
+import signal, time
+from explorer.cli import app
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+        print("dropped", flush=True)
+
+@app.command()
+def wait():
+    Finalized()
+    time.sleep(60)
+    print("done")
+
+app(["wait"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr == "error: interrupted; everything finished is kept, the same command goes on\n"
+
+
 def test_preset_exports_without_a_study(folder: Path) -> None:
     result = run("export", "Swin-E16x1.1.1.1-R56-P1", "--to", "a/b", "--precision", "fp16", "--batch", "2")
     assert result.exit_code == 0, result.output

@@ -10,6 +10,8 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -34,10 +36,9 @@ class _Boundary(TyperGroup):
     """Turns what the library raises into one readable message and an exit code; a traceback only with `--debug`."""
 
     def invoke(self, ctx: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return super().invoke(ctx)
+            with _interruptible():
+                return super().invoke(ctx)
         except UserError as error:
             self._tell(ctx, error, str(error), 2)
         except TrialError as error:
@@ -66,6 +67,37 @@ class _Boundary(TyperGroup):
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM interrupts as SIGINT does, and an interrupt that Python drops comes once more.
+
+    It drops what is raised in a weak reference's callback or a finalizer; a signal is handled at the first line of Python after
+    torch's long calls, and that often is one.
+    """
+    main, before = threading.main_thread(), sys.unraisablehook
+    if threading.current_thread() is not main:  # where signals are not ours
+        yield
+        return
+    again: list[threading.Timer] = []
+
+    def hear(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        assert main.ident is not None
+        again.append(threading.Timer(0.02, signal.pthread_kill, (main.ident, signal.SIGTERM)))
+        again[-1].start()
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in again:
+            timer.cancel()
 
 
 app = typer.Typer(
