@@ -1,9 +1,12 @@
-"""Sets of Hugging Face, read by the real package from folders that it wrote; nothing is downloaded."""
+"""Sets of Hugging Face, read by the real package from folders that it wrote, or from a hub on this machine."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import serving
 from PIL import Image
 
 from explorer.errors import BackendMissing, DataError
@@ -242,3 +246,49 @@ def test_missing_package_is_named_with_how_to_install_it(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(BackendMissing, match=r"`datasets` is not installed; pip install 'swinexplore\[huggingface\]'"):
         describe(spec, tmp_path)
+
+
+def test_set_is_downloaded_by_its_name_once(spec: str, tmp_path: Path) -> None:
+    for name, part in (("train", split(42)), ("test", split(9, 100))):
+        part.to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")
+    files = {file.name: file.read_bytes() for file in tmp_path.glob("*.parquet")}
+
+    def prepared(home: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "explorer",
+            "data",
+            "prepare",
+            "hf:someone/insects",
+            "--image-size",
+            "8",
+            "--json",
+        ]
+        environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        environment |= {"HF_HOME": str(tmp_path / home), **variables}
+        return subprocess.run(
+            [*command, "--data-root", str(tmp_path / home / "root")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    with serving("someone/insects", files) as address:
+        first = prepared("home", HF_ENDPOINT=address)
+    assert first.returncode == 0, first.stderr
+    content = json.loads(first.stdout)
+    saved_as_folder = describe(spec, tmp_path / "root")
+    assert (content["id"], content["class_names"]) == (saved_as_folder.id, CLASSES), (
+        "the same set, wherever it came from"
+    )
+    assert content["train"]["num_images"] + content["test"]["num_images"] == 51
+    again = prepared("home", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["id"] == content["id"]
+    refused = prepared("another home", HF_HUB_OFFLINE="1")
+    assert refused.returncode == 2, refused.stdout
+    assert "hf:someone/insects: not to be read or downloaded by `datasets`" in refused.stderr
+    assert "Traceback" not in refused.stderr
