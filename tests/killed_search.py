@@ -67,10 +67,9 @@ class Trained:
     baseline_ms: float | None = None
 
     def __init__(self, plan: Plan, cache_root: Path) -> None:
-        from explorer import evaluate
         from explorer.evaluate import live
 
-        evaluate.KEEP_EVERY_S = 0.0  # type: ignore[misc]
+        live.KEEP_EVERY_S = 0.0  # type: ignore[misc]
         self.live, self.plan = live.Live(plan, cache_root=cache_root), plan
         self.train = self.live.train
         self.prepare = self.live.prepare

@@ -181,8 +181,7 @@ def test_killed_and_resumed_search_ends_with_the_facts_of_an_undisturbed_one(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("num_deaths", [2, 3])
+@pytest.mark.parametrize(("workers", "num_deaths"), [(1, 2), (1, 3), (2, 3)])
 def test_training_that_kills_its_process_each_time_is_given_up_after_three(
     workers: int, num_deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

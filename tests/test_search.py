@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import pytest
 
-from explorer import evaluate, latency, search
+from explorer import latency, search
 from explorer.arch import Arch
 from explorer.complexity import complexity_of
 from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
@@ -298,37 +298,63 @@ def test_what_fails_every_time_is_given_up_after_three_attempts_over_all_command
     assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 3
 
 
-def test_interrupted_training_counts_as_no_attempt_and_one_in_flight_as_one(
+def test_interrupted_training_counts_as_no_attempt_and_one_that_was_kept_neither(
     space: Space, plan: Plan, store: Store, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_flight() -> list[tuple[str, int]]:
-        return [(failure.kind, failure.attempts) for _, failure in store.failures()]
+    def in_work() -> list[tuple[str, int]]:
+        return [(arch.id, epochs) for arch, epochs in store.in_work(store.study().name)]
 
+    two = replace(plan, recipe=RECIPE.model_copy(update={"epochs": 2}))
     seen: list[list[tuple[str, int]]] = []
 
     def interrupt(progress: Progress) -> None:
-        if progress.kind == "epoch" and len(seen) < 5:
-            seen.append(in_flight())
+        if progress.kind == "epoch":
+            seen.append(in_work())
             raise KeyboardInterrupt
 
-    for _ in range(5):
+    for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
-            search.run(space, Evaluator(plan), store, trials=2, on_progress=interrupt)
-        assert in_flight() == []
-    assert seen == [[("crash", 1)]] * 5
+            search.run(space, Evaluator(two), store, trials=2, on_progress=interrupt)
+        assert in_work() == []
+    assert seen == [[(space.base.id, 2)]] * 4
+    assert store.failures() == []
 
-    monkeypatch.setattr(evaluate, "KEEP_EVERY_S", 0.0)
-    after_epoch: list[list[tuple[str, int]]] = []
-    record = search.run(
-        space,
-        Evaluator(plan),
-        store,
-        trials=2,
-        on_progress=lambda progress: after_epoch.append(in_flight()) if progress.kind == "epoch" else None,
-    )
-    assert after_epoch, "nothing was trained"
-    assert not any(after_epoch), "its state is kept: no death from here on is for nothing"
+    monkeypatch.setattr(live, "KEEP_EVERY_S", 0.0)
+    after: dict[int, list[tuple[str, int]]] = {}
+
+    def watch(progress: Progress) -> None:
+        if progress.epoch is not None and progress.num_done == 0:
+            after[progress.epoch.epoch] = in_work()
+
+    record = search.run(space, Evaluator(two), store, trials=2, on_progress=watch)
+    assert after == {1: [], 2: []}, "from its state it goes on: no death after that is for nothing"
     assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 2
+    assert in_work() == []
+
+
+def test_death_before_a_latency_or_after_the_score_counts_for_no_training(
+    space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=2)
+    trained = store.candidates(record)[0].arch
+    unmeasured = next(arch for arch in space.archs() if store.latency(arch.id, plan.target.id) is None)
+    untrained = next(arch for arch in space.archs() if arch.id != unmeasured.id and arch.id not in bench.measured)
+    store.add_latency(untrained, plan.target, BenchMeasurer(bench, plan.target).measure(untrained))
+    for arch in (trained, unmeasured, untrained):
+        store.add_member(record.name, Candidate(arch, "pending"), plan.score_key(arch), in_work=1)
+    attempts: list[tuple[str, int]] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.kind == "start":
+            assert store.failures() == []
+        elif not attempts:
+            attempts.extend((failure.key, failure.attempts) for _, failure in store.failures())
+
+    search.run(space, Evaluator(plan), store, trials=4, on_progress=watch)
+    assert attempts == [(str(plan.score_key(untrained)), 1)]
+    assert store.in_work(record.name) == []
+    assert store.failures() == [], "all were trained after that"
+    assert {c.arch.id: c.outcome for c in store.candidates(record)}[untrained.id] == "complete"
 
 
 def children_of(pid: int) -> set[int]:

@@ -53,8 +53,8 @@ FULL = replace(
     reference_ms=5.0, reference_drift=-0.012, rebuild_medians_ms=(2.5, 2.75),
 )  # fmt: skip
 #: What released versions wrote, with Optuna's tables: the study "old" of three architectures; in version 2 one of them has
-#: an invalid latency, and a fourth has failed.
-OLD = {number: Path(__file__).parent / "golden" / f"store-v{number}.sql" for number in (1, 2)}
+#: an invalid latency, and a fourth has failed. That of version 3 is the same, as it brought it forward.
+OLD = {number: Path(__file__).parent / "golden" / f"store-v{number}.sql" for number in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -913,7 +913,7 @@ def _open(file: str, go: Any) -> None:
     Store.open(file, create=True).close()
 
 
-@pytest.mark.parametrize("number", [1, 2, schema.VERSION])
+@pytest.mark.parametrize("number", [1, 2, 3, schema.VERSION])
 def test_several_processes_open_a_database_at_once(number: int, tmp_path: Path) -> None:
     file = load_old(tmp_path, number) if number in OLD else tmp_path / "new.db"
     go = multiprocessing.get_context("forkserver").Event()

@@ -309,11 +309,12 @@ def train(
             f"{run_file}: arch.num_classes: {arch.num_classes}, but {spec} has {info.num_classes} classes; "
             f"set arch.num_classes: {info.num_classes}, or choose other data"
         )
-    if info.channels != arch.channels and not (repeat_grey and info.channels == 1):
+    may_repeat = info.channels == 1 and arch.channels == 3
+    if info.channels != arch.channels and not (repeat_grey and may_repeat):
         raise RecipeError(
             f"{run_file}: arch.channels: {arch.channels}, but {spec} has images of {info.channels} "
             f"channel{'s' * (info.channels > 1)}; set arch.channels: {info.channels}"
-            + (", or give --repeat-grey to have the one repeated" if info.channels == 1 else ", or choose other data")
+            + (", or give --repeat-grey to have the one repeated" if may_repeat else ", or choose other data")
         )
     key = [arch.id, recipe.id, info.id, str(run.seed)]
     module = model.build(arch, seed=run.seed, drop_path=recipe.drop_path, init=recipe.init)

@@ -1,9 +1,8 @@
 """Architecture -> candidate: look facts up, else measure and train, latency first.
 
 What is in the store is never done again, but for a latency that was measured under conditions that make it invalid, or a
-step that the machine failed to do (deadline, crash, memory, a process that died of it), a bounded number of times. A
-candidate over the latency limit is not trained. How a step is done is the business of `Steps`: `live` measures and trains,
-`table` looks a recorded table up.
+step that the machine failed to do (deadline, crash, memory), a bounded number of times. A candidate over the latency limit
+is not trained. How a step is done is the business of `Steps`: `live` measures and trains, `table` looks a recorded table up.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from explorer.arch import Arch, ProxyScale
 from explorer.errors import DeviceLost, TrialError, ran_out_of_memory
@@ -35,14 +33,6 @@ from explorer.training.folders import DataInfo
 from explorer.training.recipe import Recipe
 
 Step = Literal["measuring", "training"]
-
-#: Seconds after which the state of a training is kept again, at the end of an epoch.
-KEEP_EVERY_S: Final = 30.0
-#: What stands for a training while it runs in a process that nobody watches, and for good where that dies of it.
-DIED: Final = (
-    "the training was begun and its process never told of an end: it was killed, memory ran out, the power went, or it is at "
-    "it still"
-)
 
 
 @dataclass(frozen=True)
@@ -97,9 +87,14 @@ class Plan:
 
 
 class Steps(Protocol):
-    """The two steps of an evaluation. `baseline_ms`: latency of the base model, where it is known."""
+    """The two steps of an evaluation.
+
+    `baseline_ms`: latency of the base model, where it is known. `on_kept`: called when the state of a training has been kept,
+    from which it goes on if the process should die.
+    """
 
     baseline_ms: float | None
+    on_kept: Callable[[], None] | None
 
     def prepare(self, base: Arch) -> None:
         """What all evaluations of a space share. Raises UserError for what cannot work."""
@@ -140,8 +135,6 @@ class Evaluator:
             steps = Live(plan, rebuilds=rebuilds, deadline_s=deadline_s, cache_root=cache_root)
         self.steps = steps
         self.base: Arch | None = None
-        #: Whether another process sees when this one dies, and keeps that as a failure.
-        self.is_watched = False
 
     def __enter__(self) -> Evaluator:
         return self
@@ -284,26 +277,10 @@ class Evaluator:
         if (diverged := store.divergence(key)) is not None:
             raise _KnownFailure(diverged)
         on_step("training")
-        train = self.steps.train if self.is_watched else partial(self._train_unwatched, store)
-        score = train(arch, key, on_epoch)
+        score = self.steps.train(arch, key, on_epoch)
         store.add_score(self.plan.proxy(arch), self.plan.recipe.model_dump(), score)
         self.steps.finished(key)
         return score, False
-
-    def _train_unwatched(
-        self, store: Store, arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None
-    ) -> Score:
-        """Trains so that a process that dies of it has left a failure, until the training's state has been kept."""
-        begun = time.monotonic()
-        with store.attempting(arch, Failure(arch.id, str(key), "crash", DIED, now())) as take_back:
-
-            def tell(epoch: Epoch) -> None:
-                if time.monotonic() - begun >= KEEP_EVERY_S:
-                    take_back()
-                if on_epoch is not None:
-                    on_epoch(epoch)
-
-            return self.steps.train(arch, key, tell)
 
 
 def keep_failure(store: Store, arch: Arch, key: str, kind: FailureKind, error: BaseException) -> Failure:

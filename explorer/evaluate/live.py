@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from explorer import evaluate
 from explorer.arch import Arch
 from explorer.errors import DataError, RecipeError
 from explorer.evaluate import Plan, now
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+#: A training keeps its state this often, beside at a rung.
+KEEP_EVERY_S: Final = 30.0
 ABANDONED_S: Final = 86_400.0
 
 
@@ -41,6 +42,7 @@ class Live:
     ) -> None:
         self.plan = plan
         self.baseline_ms: float | None = None
+        self.on_kept: Callable[[], None] | None = None
         self._rebuilds, self._deadline_s, self._cache_root = rebuilds, deadline_s, cache_root
         self._reference: Arch | None = None
         self._measurer: Measurer | None = None
@@ -95,8 +97,9 @@ class Live:
         kept = Checkpoint(
             self._state_of(key),
             key=str(replace(key, epochs=plan.recipe.epochs)),
-            every_s=evaluate.KEEP_EVERY_S,
+            every_s=KEEP_EVERY_S,
             at_end=key.epochs < plan.recipe.epochs,
+            on_kept=self.on_kept,
         )
         if kept.path.exists():
             try:

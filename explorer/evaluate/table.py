@@ -136,6 +136,7 @@ class TableSteps:
     def __init__(self, table: Table, *, pace_s: float = 0.0) -> None:
         self.table, self.pace_s = table, pace_s
         self.baseline_ms: float | None = None
+        self.on_kept: Callable[[], None] | None = None
 
     def prepare(self, base: Arch) -> None:
         """Raises TableError where the table does not hold the space's base."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from explorer.arch import Arch
 from explorer.errors import BackendMissing, MeasureError, UserError
@@ -33,7 +33,9 @@ from explorer.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: A step that begins, an epoch of a training, or what a measurement is doing.
+#: What `Here` tells when the state of a training has been kept.
+KEPT: Final = "kept"
+#: A step that begins, an epoch of a training, KEPT, or what a measurement is doing.
 Event = Step | Epoch | str
 
 
@@ -149,6 +151,7 @@ class Here:
         job, self._job = self._job, None
         start = time.perf_counter()
         candidate, error = None, None
+        self._evaluator.steps.on_kept = partial(on_event, job.arch, KEPT)
         try:
             candidate = _evaluate(self._evaluator, self._store, job, partial(on_event, job.arch))
         except Exception as raised:  # noqa: BLE001  as a worker process would tell it
@@ -263,7 +266,6 @@ def _work(
             # To import torch and to load data takes as much of a CPU as a training: not beside a measurement on it.
             with environment.shared("cpu") if kind == "cpu" else nullcontext():
                 _kept.append((pickle.loads(make)(), Store.open(storage)))
-                _kept[0][0].is_watched = True
         evaluator, store = _kept[0]
         return _evaluate(evaluator, store, job, tell)
 

@@ -17,9 +17,10 @@ from typing import Any, Final, cast
 from explorer.arch import Arch
 from explorer.errors import DeviceLost, TrialError, UserError
 from explorer.evaluate import Plan, Step, keep_failure
-from explorer.evaluate.workers import Done, Event, Job, Runner
+from explorer.evaluate.workers import KEPT, Done, Event, Job, Runner
 from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
+from explorer.search.deaths import OwnProcess, failed_training
 from explorer.search.fronts import StudyFront
 from explorer.search.kept import slim, without_curves
 from explorer.search.ladder import Ladder
@@ -78,6 +79,7 @@ class Loop:
         self.blocked: list[Job] = []  # their proxy is being trained for another architecture
         self.retries: dict[str, Job] = {}
         self.in_work: dict[str, Job] = {}
+        self.own_process = OwnProcess(store, record.name, plan, is_watched=runner.capacity > 1)
         self.is_final = False
         self.lost_starts = 0
         self.trained = store.scored(plan.recipe.id, plan.data.id, plan.seed, plan.recipe.epochs)
@@ -92,6 +94,7 @@ class Loop:
         self.front.rebuild(self.candidates.values(), self.num_done)
         self.report("start", message=self.first_words())
         try:
+            self.own_process.count_deaths(self.seeds)
             self.open_queue(self.trials.catch_up(self.candidates))
             while self.start_what_may() or self.in_work:
                 done = self.runner.wait(self.on_event)
@@ -103,6 +106,7 @@ class Loop:
             raise
         finally:
             self.trials.close()
+            self.own_process.leave()
         self.report("end", message="; ".join(self.last_words()))
 
     # -- what is done next ---------------------------------------------------------------------------------------------
@@ -116,10 +120,10 @@ class Loop:
         self.queue.extend({arch.id: arch for arch in (*reopened, *new)}.values())
         for arch in self.queue:
             self.proposer.expect(arch)
-        for candidate in self.candidates.values():
+        for candidate in list(self.candidates.values()):
             if not self.is_open(candidate):
                 self.climb(candidate)
-        self.candidates = {arch_id: without_curves(candidate) for arch_id, candidate in self.candidates.items()}
+                self.candidates[candidate.arch.id] = without_curves(candidate)
 
     def is_open(self, candidate: Candidate) -> bool:
         """Whether a member is to be evaluated again: unfinished work, a limit that rose, a latency or failure of a bad moment,
@@ -142,9 +146,11 @@ class Loop:
         """Fills the runner; whether anything was started."""
         is_any = False
         while len(self.in_work) < self.runner.capacity and (job := self.next_job()) is not None:
-            if job.arch.id not in self.candidates and self.space.holds(job.arch):
-                pending = Candidate(job.arch, "pending")
-                self.store.add_member(self.record.name, pending, self.plan.score_key(job.arch))
+            if job.arch.id in self.candidates:
+                self.own_process.begin(job)
+            elif self.space.holds(job.arch):
+                pending, key = Candidate(job.arch, "pending"), self.plan.score_key(job.arch)
+                self.store.add_member(self.record.name, pending, key, in_work=self.own_process.epochs_of(job))
                 self.candidates[job.arch.id] = pending
             self.in_work[job.arch.id] = job
             self.runner.submit(job)
@@ -271,11 +277,12 @@ class Loop:
         """What becomes of an architecture whose worker died: the step that it was at has failed."""
         kind: FailureKind = "out_of_memory" if error.kind == "out_of_memory" else "crash"
         latency = self.store.latency(job.arch.id, self.plan.target.id)
-        key = latency_key(job.arch.id, self.plan.target.id)
         if step == "training":
-            keys = [self.plan.score_key(job.arch, epochs=job.epochs, seed=seed) for seed in job.seeds]
-            key = str(next((key for key in keys if self.store.score(key) is None), keys[-1]))
-        return Candidate(job.arch, "failed", latency, failure=keep_failure(self.store, job.arch, key, kind, error))
+            failure = failed_training(self.store, self.plan, job, kind, error)
+        else:
+            key = latency_key(job.arch.id, self.plan.target.id)
+            failure = keep_failure(self.store, job.arch, key, kind, error)
+        return Candidate(job.arch, "failed", latency, failure=failure)
 
     def accept(self, candidate: Candidate, job: Job) -> None:
         """Takes an evaluated candidate into the study, the sampler's and the ladder's knowledge and the front."""
@@ -332,6 +339,8 @@ class Loop:
             step = cast(Step, event)
             self.steps[arch.id] = step
             self.report("step", arch=arch, step=step)
+        elif event == KEPT:
+            self.own_process.kept(arch)
         else:
             self.report("detail", arch=arch, step="measuring", message=event)
 

@@ -169,6 +169,7 @@ class Mirror:
     def _freshen(self) -> None:
         is_outdated = len(self._outdated) >= max(1.0, _OUTDATED_SHARE * len(self._known))
         is_full = len(self._known) > MOST_TRIALS and self._num_trials > MOST_TRIALS * _GROWN + self._num_repeats
+        is_full = is_full and self._sampler_name != "qmc"  # it learns nothing, and would begin another sequence
         if is_outdated or is_full or self._num_repeats > max(_LEAST_REPEATS, min(len(self._known), MOST_TRIALS)):
             self._make()
 

@@ -8,8 +8,8 @@ names avoid Optuna's (studies, study_*, trials, trial_*, version_info, alembic_v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from explorer.arch import Arch
@@ -162,28 +162,6 @@ class Store:
             facts.add_arch(connection, arch)
             return facts.add_failure(connection, failure)
 
-    @contextmanager
-    def attempting(self, arch: Arch, failure: Failure) -> Iterator[Callable[[], None]]:
-        """Keeps `failure` for a process that may die in the block; it ends as any failure does when the fact is added.
-
-        It is taken back where the block raises, or calls what it is given.
-        """
-        before, is_kept = self.failure(failure.key), True
-        self.add_failure(arch, failure)
-
-        def take_back() -> None:
-            nonlocal is_kept
-            if is_kept:
-                with self.database.writing() as connection:
-                    facts.put_failure(connection, failure.key, before)
-                is_kept = False
-
-        try:
-            yield take_back
-        except BaseException:
-            take_back()
-            raise
-
     def forget_failures(self, keys: Iterable[str]) -> int:
         """Forgets failures, attempts included; members that failed so are `pending`. Returns how many there were."""
         with self.database.writing() as connection:
@@ -219,16 +197,41 @@ class Store:
         raise StoreError(f"study: {name or 'no study'!r} is not in this database; there are: {names}")
 
     def add_member(
-        self, study: str, candidate: Candidate, key: ScoreKey, *, spent_epochs: int = 0, spent_s: float = 0.0
+        self,
+        study: str,
+        candidate: Candidate,
+        key: ScoreKey,
+        *,
+        spent_epochs: int = 0,
+        spent_s: float = 0.0,
+        in_work: int = 0,
     ) -> None:
         """Notes that a study holds a candidate and what became of it; `key` says which scores are its own.
 
         `key.epochs`: how many were reached; `key.seed`: the first of as many seeds as the candidate has scores. A
-        candidate evaluated anew keeps its position, and what it cost is added to what it has cost before.
+        candidate evaluated anew keeps its position, and what it cost is added to what it has cost before. `in_work`: epochs
+        as `begin_work` has them.
         """
         with self.database.writing() as connection:
             facts.add_arch(connection, candidate.arch)
-            studies.add_member(connection, study, candidate, key, spent_epochs=spent_epochs, spent_s=spent_s)
+            studies.add_member(
+                connection, study, candidate, key, spent_epochs=spent_epochs, spent_s=spent_s, in_work=in_work
+            )
+
+    def begin_work(self, study: str, arch_id: str, epochs: int) -> None:
+        """Notes that a member is being trained for so many epochs in a process that nobody watches."""
+        with self.database.writing() as connection:
+            studies.begin_work(connection, study, arch_id, epochs)
+
+    def end_work(self, study: str, arch_id: str | None = None) -> None:
+        """Notes that this member, or none of the study, is being trained; `add_member` does it too."""
+        with self.database.writing() as connection:
+            studies.end_work(connection, study, arch_id)
+
+    def in_work(self, study: str) -> list[tuple[Arch, int]]:
+        """Members of which `begin_work` was noted and no end, with the epochs."""
+        with self.database.reading() as connection:
+            return studies.in_work(connection, study)
 
     def candidates(self, study: StudyRecord) -> list[Candidate]:
         """All candidates of a study with their facts, in the order they were first taken up."""

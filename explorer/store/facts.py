@@ -209,13 +209,6 @@ def add_failure(connection: Connection, failure: Failure) -> Failure:
     return failure_of(row)
 
 
-def put_failure(connection: Connection, key: str, failure: Failure | None) -> None:
-    """Has just this failure stand under the key, with its attempts; none where None. No member changes."""
-    connection.execute(schema.failures.delete().where(schema.failures.c.key == key))
-    if failure is not None:
-        connection.execute(schema.failures.insert().values(**failure_values(failure)))
-
-
 def drop_failures(connection: Connection, keys: Iterable[str]) -> int:
     """Forgets failures, and notes that members which failed so are to be evaluated again. Returns how many there were."""
     dropped = 0

@@ -44,7 +44,14 @@ def lock_study(connection: Connection, name: str) -> None:
 
 
 def add_member(
-    connection: Connection, study: str, candidate: Candidate, key: ScoreKey, *, spent_epochs: int, spent_s: float
+    connection: Connection,
+    study: str,
+    candidate: Candidate,
+    key: ScoreKey,
+    *,
+    spent_epochs: int,
+    spent_s: float,
+    in_work: int,
 ) -> None:
     """Notes what became of a candidate; its architecture is there already. Costs the same in small and large studies."""
     found = {
@@ -54,6 +61,7 @@ def add_member(
         "seed": key.seed,
         "seeds": len(candidate.scores) or 1,
         "failure_key": None if candidate.failure is None else candidate.failure.key,
+        "in_work": in_work,
     }
     lock_study(connection, study)
     members = schema.members
@@ -67,6 +75,27 @@ def add_member(
     )
     spent = {"spent_epochs": members.c.spent_epochs + spent_epochs, "spent_s": members.c.spent_s + spent_s}
     connection.execute(statement.on_conflict_do_update(index_elements=["study", "arch_id"], set_={**found, **spent}))
+
+
+def begin_work(connection: Connection, study: str, arch_id: str, epochs: int) -> None:
+    """Notes that a member is being trained for so many epochs."""
+    members = schema.members
+    connection.execute(members.update().filter_by(study=study, arch_id=arch_id).values(in_work=epochs))
+
+
+def end_work(connection: Connection, study: str, arch_id: str | None) -> None:
+    """Notes that a member, or none, is being trained."""
+    members = schema.members
+    of_study = members.update().where(members.c.study == study, members.c.in_work > 0)
+    connection.execute((of_study if arch_id is None else of_study.filter_by(arch_id=arch_id)).values(in_work=0))
+
+
+def in_work(connection: Connection, study: str) -> list[tuple[Arch, int]]:
+    """Members that are noted to be in work, with the epochs they are to have."""
+    members = schema.members
+    statement = sa.select(members.c.in_work, schema.architectures.c.fields).join(schema.architectures)
+    statement = statement.where(members.c.study == study, members.c.in_work > 0).order_by(members.c.position)
+    return [(Arch.from_dict(row["fields"]), row["in_work"]) for row in rows_of(connection, statement)]
 
 
 def next_position(connection: Connection, study: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from explorer.errors import DataError, RecipeError
 class Checkpoint:
     """Where a training keeps its state, and `key`, which a state to resume from must carry.
 
-    `every_s`: least seconds between two times that it is kept; `at_end`: whether the last epoch's is.
+    `every_s`: least seconds between two times that it is kept; `at_end`: whether the last epoch's is; `on_kept` is called
+    each time.
     """
 
     path: Path
     key: str
     every_s: float = 0.0
     at_end: bool = True
+    on_kept: Callable[[], None] | None = None
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:

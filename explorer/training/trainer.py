@@ -255,6 +255,8 @@ class _Loop:
         if self.average is not None:
             state["average"] = self.average.values
         write_checkpoint(state, checkpoint.path)
+        if checkpoint.on_kept is not None:
+            checkpoint.on_kept()
 
     def restore(self, checkpoint: Checkpoint, num_epochs: int) -> None:
         """Goes on from the kept state, if there is one that leads to `num_epochs` and an evaluation there."""
