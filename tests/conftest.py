@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -17,6 +18,10 @@ import sqlalchemy as sa
 
 from explorer.arch import Arch, parse_name
 from explorer.store import Store
+
+# A shell's & has SIGINT ignored, and all that is started from here would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
