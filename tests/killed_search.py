@@ -4,7 +4,7 @@
     killed_search.py SPACE STORAGE LOG TRIALS WORKERS train CACHE EPOCHS
 
 Every step writes a line when it begins and when it ends: `begin|end STEP ARCH_ID PID`. With DIES_OF=ARCH_ID in its
-environment, the process that begins to train this one is killed.
+environment, the process that begins to train this one is killed; with DIES_AFTER_EPOCHS_OF=ARCH_ID, at the end of each epoch.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ class Logged:
         os.write(descriptor, f"{what} {step} {arch.id} {os.getpid()}\n".encode())  # one write: no line is torn
         os.close(descriptor)
 
+    @property
+    def on_kept(self) -> Callable[[], None] | None:
+        return self.steps.on_kept
+
+    @on_kept.setter
+    def on_kept(self, value: Callable[[], None] | None) -> None:
+        self.steps.on_kept = value
+
     def prepare(self, base: Arch) -> None:
         self.steps.prepare(base)
 
@@ -56,7 +64,15 @@ class Logged:
         self.write("begin", step, arch)
         if os.environ.get("DIES_OF") == arch.id:
             os.kill(os.getpid(), signal.SIGKILL)
-        found = self.steps.train(arch, key, on_epoch)
+
+        def tell(epoch: Epoch) -> None:
+            if os.environ.get("DIES_AFTER_EPOCHS_OF") == arch.id:
+                self.write(f"epoch-{epoch.epoch}", step, arch)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if on_epoch is not None:
+                on_epoch(epoch)
+
+        found = self.steps.train(arch, key, tell)
         self.write("end", step, arch)
         return found
 
@@ -75,6 +91,14 @@ class Trained:
         self.prepare = self.live.prepare
         self.close = self.live.close
         self.finished = self.live.finished
+
+    @property
+    def on_kept(self) -> Callable[[], None] | None:
+        return self.live.on_kept
+
+    @on_kept.setter
+    def on_kept(self, value: Callable[[], None] | None) -> None:
+        self.live.on_kept = value
 
     def measure(self, arch: Arch, on_detail: Callable[[str], None]) -> Latency:
         ms = 1.0 + arch.depth3 + sum(arch.windows) / 100 - arch.br / 2

@@ -224,3 +224,29 @@ def test_training_that_kills_its_process_each_time_is_given_up_after_three(
         assert base.outcome == "complete"
         assert store.failures() == [], "forgotten once it is known"
     store.close()
+
+
+@pytest.mark.slow
+def test_deaths_of_a_training_that_went_on_in_between_do_not_give_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    base = Space.load(file).base
+    epochs = MAX_ATTEMPTS + 2
+    search = Killed(file, tmp_path / "explorer.db", tmp_path / "log", 2, 1, "train", tmp_path / "cache", epochs)
+    monkeypatch.setenv("DIES_AFTER_EPOCHS_OF", base.id)
+    for epoch in range(1, epochs):  # its state is kept after each
+        process = search.start()
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+        assert search.lines()[-1][0] == f"epoch-{epoch}", "it went on where it was"
+        store = Store.open(str(tmp_path / "explorer.db"))
+        assert store.failures() == []
+        store.close()
+    monkeypatch.delenv("DIES_AFTER_EPOCHS_OF")
+    search.finish()
+    store = Store.open(str(tmp_path / "explorer.db"))
+    (first, _) = store.candidates(store.study("killed"))
+    assert (first.arch.id, first.outcome, first.epochs) == (base.id, "complete", epochs)
+    store.close()

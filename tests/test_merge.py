@@ -308,3 +308,20 @@ def test_file_that_cannot_be_merged_is_told_by_its_own_name(ours: Store, tmp_pat
             merge(ours, str(tmp_path / name))
     assert not (tmp_path / "none.db").exists()
     assert contents(ours)["searches"] == []
+
+
+def test_what_a_process_there_was_training_is_no_death_here(ours: Store, theirs: Store) -> None:
+    for store in (ours, theirs):
+        add_study(store)
+        member(store, ARCH, "pending")
+    member(theirs, OTHER, "pending")
+    member(theirs, THIRD, "stopped", epochs=1)
+    member(ours, THIRD, "pending")
+    keys = {arch.id: replace(KEY, arch_id=arch.id, epochs=9) for arch in (ARCH, OTHER, THIRD)}
+    ours.set_in_work("one", ARCH.id, keys[ARCH.id])
+    ours.set_in_work("one", THIRD.id, keys[THIRD.id])
+    for arch_id, key in keys.items():
+        theirs.set_in_work("one", arch_id, key)
+    merge(ours, theirs.url)
+    deaths = ours.count_deaths("one", "it died", "2026")
+    assert {failure.key for failure in deaths} == {str(keys[ARCH.id]), str(keys[THIRD.id])}, "our own alone"

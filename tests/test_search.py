@@ -298,62 +298,89 @@ def test_what_fails_every_time_is_given_up_after_three_attempts_over_all_command
     assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 3
 
 
-def test_interrupted_training_counts_as_no_attempt_and_one_that_was_kept_neither(
+def in_work(store: Store) -> dict[str, str]:
+    """Keys of the scores that are noted as being trained for, by member."""
+    with store.database.reading() as connection:
+        rows = connection.exec_driver_sql("SELECT arch_id, in_work FROM members WHERE in_work != ''")
+        return {row.arch_id: row.in_work for row in rows}
+
+
+def test_interrupted_training_counts_as_no_death_and_one_that_was_kept_neither(
     space: Space, plan: Plan, store: Store, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_work() -> list[tuple[str, int]]:
-        return [(arch.id, epochs) for arch, epochs in store.in_work(store.study().name)]
-
     two = replace(plan, recipe=RECIPE.model_copy(update={"epochs": 2}))
-    seen: list[list[tuple[str, int]]] = []
+    steps: list[tuple[str | None, dict[str, str]]] = []
+    seen: list[dict[str, str]] = []
 
     def interrupt(progress: Progress) -> None:
+        if progress.kind == "step":
+            steps.append((progress.step, in_work(store)))
         if progress.kind == "epoch":
-            seen.append(in_work())
+            seen.append(in_work(store))
             raise KeyboardInterrupt
 
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             search.run(space, Evaluator(two), store, trials=2, on_progress=interrupt)
-        assert in_work() == []
-    assert seen == [[(space.base.id, 2)]] * 4
+        assert in_work(store) == {}
+    noted = {space.base.id: str(two.score_key(space.base))}
+    assert seen == [noted] * 4
+    assert steps == [("measuring", {}), *[("training", noted)] * 4]
     assert store.failures() == []
 
     monkeypatch.setattr(live, "KEEP_EVERY_S", 0.0)
-    after: dict[int, list[tuple[str, int]]] = {}
+    after: dict[int, dict[str, str]] = {}
 
     def watch(progress: Progress) -> None:
         if progress.epoch is not None and progress.num_done == 0:
-            after[progress.epoch.epoch] = in_work()
+            after[progress.epoch.epoch] = in_work(store)
 
     record = search.run(space, Evaluator(two), store, trials=2, on_progress=watch)
-    assert after == {1: [], 2: []}, "from its state it goes on: no death after that is for nothing"
+    assert after == {1: {}, 2: {}}, "from its state it goes on: no death after that is for nothing"
     assert [candidate.outcome for candidate in store.candidates(record)] == ["complete"] * 2
-    assert in_work() == []
 
 
-def test_death_before_a_latency_or_after_the_score_counts_for_no_training(
-    space: Space, plan: Plan, store: Store, bench: Bench
-) -> None:
-    record = search.run(space, Evaluator(plan), store, trials=2)
-    trained = store.candidates(record)[0].arch
-    unmeasured = next(arch for arch in space.archs() if store.latency(arch.id, plan.target.id) is None)
-    untrained = next(arch for arch in space.archs() if arch.id != unmeasured.id and arch.id not in bench.measured)
-    store.add_latency(untrained, plan.target, BenchMeasurer(bench, plan.target).measure(untrained))
-    for arch in (trained, unmeasured, untrained):
-        store.add_member(record.name, Candidate(arch, "pending"), plan.score_key(arch), in_work=1)
-    attempts: list[tuple[str, int]] = []
+def test_training_with_workers_is_noted_nowhere(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    class Watched(Here):
+        capacity = 2
+
+        def submit(self, job: Job) -> None:
+            if self._job is not None:
+                self.waiting.append(job)
+            else:
+                super().submit(job)
+
+        waiting: list[Job] = []
+
+        def wait(self, on_event: Callable[[Arch, Event], None], timeout_s: float | None = None) -> Done | None:
+            if self._job is None and self.waiting:
+                self._job = self.waiting.pop(0)
+            return super().wait(on_event, timeout_s)
+
+    seen: list[dict[str, str]] = []
 
     def watch(progress: Progress) -> None:
-        if progress.kind == "start":
-            assert store.failures() == []
-        elif not attempts:
-            attempts.extend((failure.key, failure.attempts) for _, failure in store.failures())
+        if progress.kind == "epoch":
+            seen.append(in_work(store))
 
-    search.run(space, Evaluator(plan), store, trials=4, on_progress=watch)
-    assert attempts == [(str(plan.score_key(untrained)), 1)]
-    assert store.in_work(record.name) == []
-    assert store.failures() == [], "all were trained after that"
+    search.run(space, Evaluator(plan), store, trials=2, runner=Watched(Evaluator(plan), store), on_progress=watch)
+    assert seen == [{}] * 2
+
+
+def test_death_counts_for_the_score_that_is_missing_alone(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=2)
+    trained = store.candidates(record)[0].arch
+    untrained = next(arch for arch in space.archs() if arch.id not in bench.measured)
+    key = plan.score_key(untrained)
+    store.add_member(record.name, Candidate(untrained, "pending"), key)
+    for number in (1, 2):
+        store.set_in_work(record.name, trained.id, plan.score_key(trained))
+        store.set_in_work(record.name, untrained.id, key)
+        (failure,) = store.count_deaths(record.name, "it died", "today")
+        assert (failure.key, failure.kind, failure.attempts) == (str(key), "crash", number)
+        assert store.count_deaths(record.name, "it died", "today") == [], "once"
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert store.failures() == [], "it was trained after that"
     assert {c.arch.id: c.outcome for c in store.candidates(record)}[untrained.id] == "complete"
 
 

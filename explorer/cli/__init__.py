@@ -71,7 +71,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM interrupts as SIGINT does, and an interrupt that Python drops comes once more.
+    """SIGTERM and a closed terminal interrupt as SIGINT does, and an interrupt that Python drops comes once more.
 
     It drops what is raised in a weak reference's callback or a finalizer; a signal is handled at the first line of Python after
     torch's long calls, and that often is one.
@@ -91,6 +91,8 @@ def _interruptible() -> Iterator[None]:
         again[-1].start()
 
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup has it ignored
+        signal.signal(signal.SIGHUP, _interrupt)
     sys.unraisablehook = hear
     try:
         yield

@@ -20,7 +20,7 @@ from explorer.evaluate import Plan, Step, keep_failure
 from explorer.evaluate.workers import KEPT, Done, Event, Job, Runner
 from explorer.records import Candidate, Epoch, FailureKind, StudyRecord, latency_key
 from explorer.search.budget import Budget
-from explorer.search.deaths import OwnProcess, failed_training
+from explorer.search.deaths import OwnProcess, missing_score
 from explorer.search.fronts import StudyFront
 from explorer.search.kept import slim, without_curves
 from explorer.search.ladder import Ladder
@@ -94,7 +94,7 @@ class Loop:
         self.front.rebuild(self.candidates.values(), self.num_done)
         self.report("start", message=self.first_words())
         try:
-            self.own_process.count_deaths(self.seeds)
+            self.own_process.count_deaths()
             self.open_queue(self.trials.catch_up(self.candidates))
             while self.start_what_may() or self.in_work:
                 done = self.runner.wait(self.on_event)
@@ -105,8 +105,8 @@ class Loop:
             self.report("interrupted")
             raise
         finally:
-            self.trials.close()
             self.own_process.leave()
+            self.trials.close()
         self.report("end", message="; ".join(self.last_words()))
 
     # -- what is done next ---------------------------------------------------------------------------------------------
@@ -146,11 +146,9 @@ class Loop:
         """Fills the runner; whether anything was started."""
         is_any = False
         while len(self.in_work) < self.runner.capacity and (job := self.next_job()) is not None:
-            if job.arch.id in self.candidates:
-                self.own_process.begin(job)
-            elif self.space.holds(job.arch):
-                pending, key = Candidate(job.arch, "pending"), self.plan.score_key(job.arch)
-                self.store.add_member(self.record.name, pending, key, in_work=self.own_process.epochs_of(job))
+            if job.arch.id not in self.candidates and self.space.holds(job.arch):
+                pending = Candidate(job.arch, "pending")
+                self.store.add_member(self.record.name, pending, self.plan.score_key(job.arch))
                 self.candidates[job.arch.id] = pending
             self.in_work[job.arch.id] = job
             self.runner.submit(job)
@@ -277,12 +275,11 @@ class Loop:
         """What becomes of an architecture whose worker died: the step that it was at has failed."""
         kind: FailureKind = "out_of_memory" if error.kind == "out_of_memory" else "crash"
         latency = self.store.latency(job.arch.id, self.plan.target.id)
+        key = latency_key(job.arch.id, self.plan.target.id)
         if step == "training":
-            failure = failed_training(self.store, self.plan, job, kind, error)
-        else:
-            key = latency_key(job.arch.id, self.plan.target.id)
-            failure = keep_failure(self.store, job.arch, key, kind, error)
-        return Candidate(job.arch, "failed", latency, failure=failure)
+            last = self.plan.score_key(job.arch, epochs=job.epochs, seed=job.seeds[-1])
+            key = str(missing_score(self.store, self.plan, job) or last)
+        return Candidate(job.arch, "failed", latency, failure=keep_failure(self.store, job.arch, key, kind, error))
 
     def accept(self, candidate: Candidate, job: Job) -> None:
         """Takes an evaluated candidate into the study, the sampler's and the ladder's knowledge and the front."""
@@ -338,9 +335,11 @@ class Loop:
         elif event in ("measuring", "training"):
             step = cast(Step, event)
             self.steps[arch.id] = step
+            if step == "training":
+                self.own_process.begin(self.in_work[arch.id])
             self.report("step", arch=arch, step=step)
         elif event == KEPT:
-            self.own_process.kept(arch)
+            self.own_process.end(arch)
         else:
             self.report("detail", arch=arch, step="measuring", message=event)
 

@@ -197,41 +197,33 @@ class Store:
         raise StoreError(f"study: {name or 'no study'!r} is not in this database; there are: {names}")
 
     def add_member(
-        self,
-        study: str,
-        candidate: Candidate,
-        key: ScoreKey,
-        *,
-        spent_epochs: int = 0,
-        spent_s: float = 0.0,
-        in_work: int = 0,
+        self, study: str, candidate: Candidate, key: ScoreKey, *, spent_epochs: int = 0, spent_s: float = 0.0
     ) -> None:
         """Notes that a study holds a candidate and what became of it; `key` says which scores are its own.
 
         `key.epochs`: how many were reached; `key.seed`: the first of as many seeds as the candidate has scores. A
-        candidate evaluated anew keeps its position, and what it cost is added to what it has cost before. `in_work`: epochs
-        as `begin_work` has them.
+        candidate evaluated anew keeps its position, and what it cost is added to what it has cost before.
         """
         with self.database.writing() as connection:
             facts.add_arch(connection, candidate.arch)
-            studies.add_member(
-                connection, study, candidate, key, spent_epochs=spent_epochs, spent_s=spent_s, in_work=in_work
-            )
+            studies.add_member(connection, study, candidate, key, spent_epochs=spent_epochs, spent_s=spent_s)
 
-    def begin_work(self, study: str, arch_id: str, epochs: int) -> None:
-        """Notes that a member is being trained for so many epochs in a process that nobody watches."""
+    def set_in_work(self, study: str, arch_id: str, key: ScoreKey | None) -> None:
+        """Notes for which score a member is being trained by a process that nobody watches; None: no more.
+
+        `add_member` ends it too.
+        """
         with self.database.writing() as connection:
-            studies.begin_work(connection, study, arch_id, epochs)
+            studies.set_in_work(connection, study, arch_id, "" if key is None else str(key))
 
-    def end_work(self, study: str, arch_id: str | None = None) -> None:
-        """Notes that this member, or none of the study, is being trained; `add_member` does it too."""
+    def count_deaths(self, study: str, message: str, at: str) -> list[Failure]:
+        """Trainings that were noted and are not any more: a `crash` more for each whose score is missing. Returns these."""
         with self.database.writing() as connection:
-            studies.end_work(connection, study, arch_id)
-
-    def in_work(self, study: str) -> list[tuple[Arch, int]]:
-        """Members of which `begin_work` was noted and no end, with the epochs."""
-        with self.database.reading() as connection:
-            return studies.in_work(connection, study)
+            return [
+                facts.add_failure(connection, Failure(arch_id, key, "crash", message, at))
+                for arch_id, key in studies.take_in_work(connection, study)
+                if not facts.is_known(connection, key)
+            ]
 
     def candidates(self, study: StudyRecord) -> list[Candidate]:
         """All candidates of a study with their facts, in the order they were first taken up."""

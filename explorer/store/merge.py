@@ -179,7 +179,7 @@ def _add_members(here: Connection, there: Connection, study: str) -> int:
     ours = {row["arch_id"]: row for row in facts.rows_of(here, of_study)}
     position, changed = studies.next_position(here, study), 0
     for row in facts.rows_of(there, of_study):
-        row |= {"in_work": 0}  # there, not here
+        row |= {"in_work": ""}  # there, not here
         if row["failure_key"] is not None and facts.find_failure(here, row["failure_key"]) is None:
             row |= {"failure_key": None, "outcome": "pending"}  # there is a fact here instead
         known = ours.get(row["arch_id"])
@@ -191,7 +191,7 @@ def _add_members(here: Connection, there: Connection, study: str) -> int:
         further = _progress(row) > _progress(known)
         changed += further
         if further or any(spent[name] > known[name] for name in spent):
-            values = {**(row if further else known), **spent, "position": known["position"]}
+            values = {**(row if further else known), **spent, **{name: known[name] for name in ("position", "in_work")}}
             table = schema.members
             of_arch = (table.c.study == study, table.c.arch_id == row["arch_id"])
             here.execute(table.update().where(*of_arch).values(values))

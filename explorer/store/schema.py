@@ -111,7 +111,7 @@ members = sa.Table(
     sa.Column("seeds", sa.Integer, nullable=False, server_default=sa.text("1")),
     sa.Column("spent_epochs", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("spent_s", sa.Float, nullable=False, server_default=sa.text("0")),
-    sa.Column("in_work", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("in_work", sa.String(160), nullable=False, server_default=""),
     sa.Index("members_in_order", "study", "position"),
 )
 fronts = sa.Table(
@@ -160,8 +160,8 @@ def _members_have_seeds(connection: Connection) -> None:
 
 
 def _members_may_be_in_work(connection: Connection) -> None:
-    """4: epochs of a training that a process is at which nobody watches."""
-    connection.exec_driver_sql("ALTER TABLE members ADD COLUMN in_work INTEGER DEFAULT 0 NOT NULL")
+    """4: the key of the score for which a process trains that nobody watches."""
+    connection.exec_driver_sql("ALTER TABLE members ADD COLUMN in_work VARCHAR(160) DEFAULT '' NOT NULL")
 
 
 #: From version 1 to 2, from 2 to 3 and so on. A new database gets today's tables and none of these; an old one is brought

@@ -44,14 +44,7 @@ def lock_study(connection: Connection, name: str) -> None:
 
 
 def add_member(
-    connection: Connection,
-    study: str,
-    candidate: Candidate,
-    key: ScoreKey,
-    *,
-    spent_epochs: int,
-    spent_s: float,
-    in_work: int,
+    connection: Connection, study: str, candidate: Candidate, key: ScoreKey, *, spent_epochs: int, spent_s: float
 ) -> None:
     """Notes what became of a candidate; its architecture is there already. Costs the same in small and large studies."""
     found = {
@@ -61,7 +54,7 @@ def add_member(
         "seed": key.seed,
         "seeds": len(candidate.scores) or 1,
         "failure_key": None if candidate.failure is None else candidate.failure.key,
-        "in_work": in_work,
+        "in_work": "",
     }
     lock_study(connection, study)
     members = schema.members
@@ -77,25 +70,21 @@ def add_member(
     connection.execute(statement.on_conflict_do_update(index_elements=["study", "arch_id"], set_={**found, **spent}))
 
 
-def begin_work(connection: Connection, study: str, arch_id: str, epochs: int) -> None:
-    """Notes that a member is being trained for so many epochs."""
+def set_in_work(connection: Connection, study: str, arch_id: str, key: str) -> None:
+    """Notes for which score a member is being trained; empty for none."""
     members = schema.members
-    connection.execute(members.update().filter_by(study=study, arch_id=arch_id).values(in_work=epochs))
+    connection.execute(members.update().filter_by(study=study, arch_id=arch_id).values(in_work=key))
 
 
-def end_work(connection: Connection, study: str, arch_id: str | None) -> None:
-    """Notes that a member, or none, is being trained."""
+def take_in_work(connection: Connection, study: str) -> list[tuple[str, str]]:
+    """Ids of the members that are noted to be in work, with the keys; they are noted no more."""
     members = schema.members
-    of_study = members.update().where(members.c.study == study, members.c.in_work > 0)
-    connection.execute((of_study if arch_id is None else of_study.filter_by(arch_id=arch_id)).values(in_work=0))
-
-
-def in_work(connection: Connection, study: str) -> list[tuple[Arch, int]]:
-    """Members that are noted to be in work, with the epochs they are to have."""
-    members = schema.members
-    statement = sa.select(members.c.in_work, schema.architectures.c.fields).join(schema.architectures)
-    statement = statement.where(members.c.study == study, members.c.in_work > 0).order_by(members.c.position)
-    return [(Arch.from_dict(row["fields"]), row["in_work"]) for row in rows_of(connection, statement)]
+    noted = (members.c.study == study, members.c.in_work != "")
+    found = rows_of(
+        connection, sa.select(members.c.arch_id, members.c.in_work).where(*noted).order_by(members.c.position)
+    )
+    connection.execute(members.update().where(*noted).values(in_work=""))
+    return [(row["arch_id"], row["in_work"]) for row in found]
 
 
 def next_position(connection: Connection, study: str) -> int:
