@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from explorer.errors import BackendMissing, ExplorerError, ParityError, StoreErr
 from explorer.evaluate import Evaluator, Plan
 from explorer.evaluate import workers as workers_module
 from explorer.evaluate.table import Table, TableSteps, table_data, table_recipe, table_target
-from explorer.evaluate.workers import Device, Done, Event, Here, Job, Workers, devices
+from explorer.evaluate.workers import KEPT, Device, Done, Event, Here, Job, Workers, devices
 from explorer.latency import environment
 from explorer.latency.worker import Worker
 from explorer.records import Candidate, Epoch
@@ -57,6 +58,7 @@ class FakeEvaluator:
         self.folder = folder
         self.num_jobs = 0
         self.measuring = Worker()
+        self.steps = SimpleNamespace(on_kept=None)
 
     def close(self) -> None:
         self.measuring.close()
@@ -84,6 +86,8 @@ class FakeEvaluator:
                 on_step("training")
                 for epoch in range(1, (epochs or 0) + 1):
                     on_epoch(Epoch(epoch, 1 / epoch, None, 0.5))
+                    if self.steps.on_kept is not None:
+                        self.steps.on_kept()
             case "log":
                 logging.getLogger("explorer.some.module").warning("%s is %d", "it", 7)
             case "use the store":
@@ -504,7 +508,8 @@ def test_here_evaluates_in_this_process(folder: Path, store: Store) -> None:
     events: list[tuple[Arch, Event]] = []
     told, failed, after = done(here, job("tell", epochs=1), job("user error"), job("nothing"), events=events)
     assert candidate(told).reused == os.getpid()
-    assert events == [(ARCHS[0], event) for event in ("measuring", "exporting", "training", Epoch(1, 1.0, None, 0.5))]
+    epoch = Epoch(1, 1.0, None, 0.5)
+    assert events == [(ARCHS[0], event) for event in ("measuring", "exporting", "training", epoch, KEPT)]
     assert isinstance(failed.error, UserError)
     assert failed.candidate is None
     assert candidate(after).spent_epochs == 3
