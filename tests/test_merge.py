@@ -28,7 +28,7 @@ from explorer.records import (
     latency_key,
 )
 from explorer.store import Store, schema
-from explorer.store.merge import Merged, merge
+from explorer.store.merge import Merged, merge, merge_into
 
 OTHER = PRESETS["Swin-S"]
 THIRD = PRESETS["Swin-B"]
@@ -252,6 +252,56 @@ def test_study_of_another_identity_is_refused_and_nothing_is_merged(ours: Store,
     ):
         merge(ours, theirs.url)
     assert contents(ours) == before
+
+
+def test_study_of_another_seed_comes_beside_ours(ours: Store, theirs: Store, caplog: pytest.LogCaptureFixture) -> None:
+    add_study(ours)
+    member(ours, ARCH, "complete")
+    add_study(theirs, seed=5)
+    score = score_of(ARCH, accuracy=0.9, seed=5)
+    theirs.add_score(ARCH, RECIPE, score)
+    theirs.add_member("one", Candidate(ARCH, "complete", scores=(score,)), replace(KEY, seed=5))
+    theirs.add_front(FrontRecord("one", 1, (ARCH.id,), 0.6, 5.0))
+    theirs.add_verification(Verification("one", ARCH.id, "r1-x/30/1", 2.5, 0.75, 2.6, (0.8,), "2026"))
+    before = ours.candidates(ours.study("one"))
+    assert merge(ours, theirs.url) == Merged(scores=1, studies=1, members=1, verifications=1)
+    assert "one was made with another seed there: it comes as one-seed5" in caplog.text
+    assert ours.candidates(ours.study("one")) == before
+    study = ours.study("one-seed5")
+    assert (study.seed, study.identity) == (5, ours.study("one").identity)
+    assert [(c.outcome, c.accuracy) for c in ours.candidates(study)] == [("complete", 0.9)]
+    assert [front.hypervolume for front in ours.fronts("one-seed5")] == [0.6]
+    assert (len(ours.verifications("one")), len(ours.verifications("one-seed5"))) == (0, 1)
+
+    member(theirs, OTHER, "complete")
+    assert merge(ours, theirs.url) == Merged(scores=1, members=1, doubles=1), "and into the same the next time"
+    assert len(ours.candidates(study)) == 2
+
+
+def test_study_that_has_no_name_for_its_seed_is_refused(ours: Store, theirs: Store) -> None:
+    add_study(ours)
+    add_study(theirs, seed=5)
+    add_study(theirs, name="one-seed5", seed=6)
+    with pytest.raises(StoreError, match=r"'one-seed5' .* seed: 6 there, 5 here; nothing was merged"):
+        merge(ours, theirs.url)
+    long = "x" * 197
+    add_study(ours, name=long)
+    theirs.delete_study("one-seed5")
+    add_study(theirs, name=long, seed=5)
+    with pytest.raises(StoreError, match="longer than 200 characters; nothing was merged"):
+        merge(ours, theirs.url)
+    assert len(ours.studies()) == 2
+
+
+def test_database_is_made_when_the_other_could_be_opened(tmp_path: Path, theirs: Store) -> None:
+    new, notes = tmp_path / "new.db", tmp_path / "notes.db"
+    notes.write_bytes(b"these are my notes, not a database" * 100)
+    with pytest.raises(StoreError, match="file is not a database"):
+        merge_into(str(new), str(notes))
+    assert not new.exists()
+    theirs.add_latency(ARCH, TARGET, LATENCY)
+    for expected in (Merged(latencies=1), Merged(doubles=1)):
+        assert merge_into(str(new), theirs.url) == expected
 
 
 def test_database_is_not_merged_with_itself(ours: Store, tmp_path: Path) -> None:

@@ -17,14 +17,16 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import ExperimentalWarning
 
 from explorer import latency, search
 from explorer.arch import Arch
 from explorer.complexity import complexity_of
-from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, UserError
+from explorer.errors import DataError, MeasureError, ParityError, RecipeError, StoreError, TrainError, UserError
 from explorer.evaluate import Evaluator, Plan, live
 from explorer.evaluate.workers import Done, Event, Here, Job
-from explorer.records import DEADLINE_S, MAX_ATTEMPTS, Candidate, Failure, Latency, Target
+from explorer.records import DEADLINE_S, MAX_ATTEMPTS, Candidate, Epoch, Failure, Latency, Score, ScoreKey, Target
 from explorer.search import Progress
 from explorer.search.fronts import StudyFront
 from explorer.search.pace import Pace
@@ -32,6 +34,7 @@ from explorer.search.sampling import SAMPLERS, distributions
 from explorer.search.trials import Trials
 from explorer.space import Space
 from explorer.store import Store
+from explorer.store.merge import merge
 from explorer.training.data import describe
 from explorer.training.recipe import Recipe
 
@@ -653,6 +656,33 @@ def test_optuna_study_of_another_program_is_left_alone(
     assert store.studies() == []
 
 
+@pytest.mark.parametrize("looks", ["single", "two", "named"])
+def test_optuna_study_of_another_program_survives_one_of_ours_that_got_its_name(
+    looks: str,
+    space: Space,
+    plan: Plan,
+    store: Store,
+    tmp_path: Path,
+    fast_measurement: list[str],
+) -> None:
+    """However much it looks like one of ours: it has a trial of something else."""
+    other = Store.open(str(tmp_path / "other.db"), create=True)
+    search.run(space, Evaluator(plan), other, trials=2, study="theirs")
+    other.close()
+    directions = ["minimize"] if looks == "single" else ["maximize", "minimize"]
+    theirs = optuna.create_study(study_name="theirs", storage=store.url, directions=directions)
+    if looks == "named":
+        with pytest.warns(ExperimentalWarning):
+            theirs.set_metric_names(["accuracy", "latency_ms"])
+    theirs.tell(theirs.ask({"x": FloatDistribution(0, 1)}), [0.5] * len(theirs.directions))
+    merge(store, str(tmp_path / "other.db"))
+    with pytest.raises(StoreError, match="'theirs' is another program's Optuna study"):
+        search.run(space, Evaluator(plan), store, trials=3, study="theirs")
+    search.delete(store, "theirs")
+    assert [len(trial.params) for trial in optuna_trials(store, "theirs")] == [1]
+    assert store.studies() == []
+
+
 def test_order_of_choices_in_the_file_is_not_part_of_a_study(
     space: Space, plan: Plan, store: Store, tmp_path: Path, fast_measurement: list[str]
 ) -> None:
@@ -826,6 +856,55 @@ def test_stored_hypervolume_follows_more_seeds(
     (candidate,), after = store.candidates(record), store.fronts(record.name)[-1]
     assert (after.arch_ids, after.reference_ms) == (before.arch_ids, before.reference_ms)
     assert after.hypervolume == pytest.approx((candidate.accuracy or 0.0) / 2) != before.hypervolume
+
+
+def failing_second_seed(plan: Plan, failing: Arch, kind: str) -> Evaluator:
+    """Trains, but one network's proxy from the second seed ends so the first time."""
+    evaluator, left = Evaluator(plan), [1]
+    train = evaluator.steps.train
+
+    def train_or_fail(arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
+        if key.seed == 1 and plan.proxy(arch) == plan.proxy(failing) and left[0]:
+            left[0] -= 1
+            raise TrainError("it is gone", kind)
+        return train(arch, key, on_epoch)
+
+    evaluator.steps.train = train_or_fail  # type: ignore[method-assign]
+    return evaluator
+
+
+@pytest.mark.parametrize("is_grown", [True, False])
+def test_further_seed_that_the_machine_failed_is_trained_again_at_the_end(
+    is_grown: bool, space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    if is_grown:
+        search.run(space, Evaluator(plan), store, trials=3)
+    record = search.run(space, failing_second_seed(plan, space.base, "out_of_memory"), store, trials=3, seeds=2)
+    assert [len(candidate.scores) for candidate in store.candidates(record)] == [2] * 3
+    assert store.failures() == []
+
+
+@pytest.mark.parametrize("is_grown", [True, False])
+def test_candidate_that_diverges_from_a_further_seed_has_diverged(
+    is_grown: bool, space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    if is_grown:
+        search.run(space, Evaluator(plan), store, trials=3)
+    for _ in range(2):
+        record = search.run(space, failing_second_seed(plan, space.base, "diverged"), store, trials=3, seeds=2)
+        candidates = store.candidates(record)
+        assert [candidate.outcome for candidate in candidates] == ["failed", "complete", "complete"]
+        assert [failure.kind for _, failure in store.failures(record.name)] == ["diverged"]
+        assert space.base.id not in store.fronts(record.name)[-1].arch_ids
+
+
+def test_front_is_empty_when_the_only_one_on_it_diverges(space: Space, plan: Plan, store: Store, bench: Bench) -> None:
+    record = search.run(space, Evaluator(plan), store, trials=1)
+    before = store.fronts(record.name)[-1]
+    search.run(space, failing_second_seed(plan, space.base, "diverged"), store, trials=1, seeds=2)
+    after = store.fronts(record.name)[-1]
+    assert (before.arch_ids, after.arch_ids) == ((space.base.id,), ())
+    assert (after.hypervolume, after.reference_ms) == (0.0, before.reference_ms)
 
 
 def test_front_that_changes_beyond_the_reference_has_not_moved(

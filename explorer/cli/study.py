@@ -244,18 +244,12 @@ def studies_merge(
     as_json: options.Json = False,
 ) -> None:
     """Bring studies and facts from another database into this one, without doubles."""
-    from explorer.store import Store
     from explorer.store.database import exists, place_of, storage_url
-    from explorer.store.merge import merge
+    from explorer.store.merge import merge_into
 
     if not exists(other):
         raise StoreError(f"merge: {place_of(storage_url(other))}: no such database; give the file of another search")
-    store = Store.open(storage, create=True)
-    try:
-        merged = merge(store, other)
-    finally:
-        store.close()
-    counts = asdict(merged)
+    counts = asdict(merge_into(storage, other))
     if as_json:
         console.json_document(counts)
     else:

@@ -22,12 +22,11 @@ from explorer.search.ladder import Ladder, rungs
 from explorer.search.loop import Loop
 from explorer.search.progress import Progress, ProgressKind
 from explorer.search.sampling import SAMPLERS
-from explorer.search.trials import opened
+from explorer.search.trials import is_ours, opened
 from explorer.space import Space
 from explorer.store import Store
 from explorer.store.merge import differences
-
-MAX_NAME = 200
+from explorer.store.schema import MAX_NAME
 
 __all__ = [
     "SAMPLERS",
@@ -174,23 +173,21 @@ def require_same_identity(store: Store, record: StudyRecord) -> None:
 
 
 def delete(store: Store, name: str) -> None:
-    """Forgets a study in Optuna's tables and ours; its facts stay.
+    """Forgets a study in Optuna's tables and ours; its facts stay, and so does another program's study of that name.
 
     Raises StoreError when there is none, or while another process searches it.
     """
     store.study(name)
     with store.alone(name), opened(store) as storage:
-        if name in optuna.get_all_study_names(storage):
+        if is_ours(storage, name):
             optuna.delete_study(study_name=name, storage=storage)
         store.delete_study(name)
 
 
 def _require_not_foreign(store: Store, name: str) -> None:
     """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
-    if name in [study.name for study in store.studies()]:
-        return
     with opened(store) as storage:
-        if name in optuna.get_all_study_names(storage):
+        if name in optuna.get_all_study_names(storage) and not is_ours(storage, name):
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )

@@ -57,7 +57,7 @@ class StudyFront:
         self._keep(num_done)
 
     def _keep(self, num_done: int) -> None:
-        if not self.ids:
+        if not self.ids and self._kept is None:
             return
         reference_ms = self._reference()
         front = FrontRecord(self._record.name, num_done, self.ids, self._front.hypervolume(reference_ms), reference_ms)
@@ -75,6 +75,9 @@ class StudyFront:
         if self._reference_ms is None:
             base = self._store.latency(self._record.base_id, self._record.target_id)
             if base is None or base.invalid:
-                return REFERENCE_FACTOR * self._front.latencies_ms[0]
+                fastest = self.best_latency_ms
+                return (
+                    self._kept.reference_ms if fastest is None and self._kept else REFERENCE_FACTOR * (fastest or 0.0)
+                )
             self._reference_ms = REFERENCE_FACTOR * base.latency_ms
         return self._reference_ms

@@ -193,10 +193,8 @@ class Loop:
         if not self.is_final:
             return None
         for arch_id in list(self.retries):
-            job = self.retries.pop(arch_id)
-            failure = self.candidates[arch_id].failure
-            if arch_id not in self.in_work and failure is not None and failure.is_passing:
-                return job
+            if arch_id not in self.in_work:
+                return self.retries.pop(arch_id)
         if self.ladder is not None and (following := self.ladder.next(final=True)) is not None:
             return self.continued(*following)
         return None
@@ -285,10 +283,12 @@ class Loop:
         """Takes an evaluated candidate into the study, the sampler's and the ladder's knowledge and the front."""
         arch, before = candidate.arch, self.candidates[candidate.arch.id]
         failure, spent = candidate.failure, (candidate.spent_epochs, candidate.spent_s)
+        self.retries.pop(arch.id, None)
         if failure is not None and failure.is_passing:
             self.retries[arch.id] = job
-        if before.may_stand_on_front and candidate.outcome in ("failed", "gated"):
-            # A further seed that failed, or a limit that came down, takes nothing away from what is there.
+        has_diverged = failure is not None and failure.kind == "diverged"
+        if before.may_stand_on_front and candidate.outcome in ("failed", "gated") and not has_diverged:
+            # A machine that failed a further seed, or a limit that came down, takes nothing away from what is there.
             logger.warning("%s stays as it was: %s", arch.name, failure.message if failure else "over the limit now")
             candidate = before
         key = self.plan.score_key(arch, epochs=candidate.epochs or job.epochs or None)

@@ -139,6 +139,19 @@ def opened(store: Store) -> Iterator[RDBStorage]:
             _let_go(storage)
 
 
+def is_ours(storage: RDBStorage, name: str) -> bool:
+    """Whether Optuna's tables hold a study of this name that a search wrote: its objectives, and architectures in all trials."""
+    if name not in optuna.get_all_study_names(storage):
+        return False
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    if [direction.name.lower() for direction in study.directions] != list(DIRECTIONS):
+        return False
+    if study.metric_names not in (None, METRIC_NAMES):  # None where a search was killed before it named them
+        return False
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return all("arch_id" in trial.user_attrs for trial in finished)
+
+
 def _let_go(storage: RDBStorage) -> None:
     storage.remove_session()
     storage.engine.dispose()

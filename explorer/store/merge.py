@@ -6,11 +6,12 @@ brought in one transaction, or nothing. Merging the same database again changes 
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from explorer.store import Store, facts, schema, studies
 from explorer.store.database import BUSY_TIMEOUT_S, Database, file_of, insert
 from explorer.store.rows import failure_of, failure_values, score_of
 
+logger = logging.getLogger(__name__)
 #: Where two databases hold the same candidate of a study, the outcome further on in this order wins.
 FURTHER: Final = ("pending", "failed", "gated", "stopped", "complete")
 
@@ -59,14 +61,32 @@ def merge(store: Store, other: str) -> Merged:
     Latencies, scores and failures under the same key stay ours, but a valid latency replaces our invalid one and a fact our
     failure. Studies of the same name and identity are united: the further outcome wins, then more epochs, then more seeds;
     candidates that are new here come after ours; of what they cost the larger figure counts; their fronts are dropped, as
-    the front of both is neither's. Seeds, settings and verifications of ours stay.
+    the front of both is neither's. Settings and verifications of ours stay. A study of the same name and identity but another
+    seed comes as NAME-seedS beside ours: its candidates were trained from other seeds.
 
     Raises StoreError, having changed nothing, when there is no such database, when it is the store itself, when studies of one
     name have different identities, and while one that is in both is being searched.
     """
-    ours = {study.name for study in store.studies()}
-    with _opened(store, other) as database, database.reading() as there, ExitStack() as held:
-        for name in sorted({row["name"] for row in facts.rows_of(there, sa.select(schema.searches.c.name))} & ours):
+    with _opened(store.url, other) as database:
+        return _merge_from(store, database)
+
+
+def merge_into(storage: str, other: str) -> Merged:
+    """`merge` into the database at a path or URL, which is made, where there is none, once the other one could be opened."""
+    with _opened(storage, other) as database:
+        store = Store.open(storage, create=True)
+        try:
+            return _merge_from(store, database)
+        finally:
+            store.close()
+
+
+def _merge_from(store: Store, database: Database) -> Merged:
+    if not database.is_file:
+        _require_another(store, database)
+    with database.reading() as there, ExitStack() as held:
+        ours = {study.name: study.seed for study in store.studies()}
+        for name in sorted({name for _, name in _studies(there, ours)} & ours.keys()):
             held.enter_context(store.alone(name))  # a running search would not see what comes in, and write over it
         with store.database.writing() as here:
             return _merge(here, there)
@@ -84,32 +104,56 @@ def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
 def _merge(here: Connection, there: Connection) -> Merged:
     # In the order in which every transaction of ours takes its locks, so that none waits for the other.
     known = {row["name"]: row for row in facts.rows_of(here, sa.select(schema.searches))}
-    theirs = facts.rows_of(there, sa.select(schema.searches).order_by(schema.searches.c.name))
-    _require_same(known, theirs)
+    theirs = _studies(there, {name: row["seed"] for name, row in known.items()})
+    here_as = dict(known)
+    for study, name in theirs:
+        _require_same(here_as.setdefault(name, study), study, name)
+        if name != study["name"]:
+            logger.warning("%s was made with another seed there: it comes as %s", study["name"], name)
     for table in (schema.architectures, schema.targets, schema.recipes):
         _add_absent(here, table, _all(there, table))
     merged = _add_latencies(here, there) + _add_scores(here, there)
     for name in sorted(known):
         studies.lock_study(here, name)
     merged += _add_failures(here, there)
-    merged += Merged(studies=_add_absent(here, schema.searches, theirs))
-    for study in theirs:
-        merged += Merged(members=_add_members(here, there, study["name"]))
-        if study["name"] not in known:
-            of_study = sa.select(schema.fronts).filter_by(study=study["name"])
-            _add_absent(here, schema.fronts, facts.rows_of(there, of_study))
-    return merged + Merged(verifications=_add_absent(here, schema.verifications, _all(there, schema.verifications)))
+    merged += Merged(studies=_add_absent(here, schema.searches, [{**study, "name": name} for study, name in theirs]))
+    for study, name in theirs:
+        merged += Merged(members=_add_members(here, there, study["name"], name))
+        if name not in known:
+            _add_absent(here, schema.fronts, _of_study(there, schema.fronts, study["name"], name))
+        verified = _of_study(there, schema.verifications, study["name"], name)
+        merged += Merged(verifications=_add_absent(here, schema.verifications, verified))
+    return merged
 
 
-def _require_same(known: dict[str, dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    for study in theirs:
-        ours = known.get(study["name"])
-        found = [] if ours is None else list(differences(study["identity"], ours["identity"]))
-        if found:
-            raise StoreError(
-                f"study: {study['name']!r} was made with another setting there: {'; '.join(found)}; nothing was merged; "
-                "delete or search one of them under another name (--study)"
-            )
+def _studies(there: Connection, seeds: Mapping[str, int]) -> list[tuple[dict[str, Any], str]]:
+    """The studies there, each with its name here; `seeds`: those of ours."""
+    rows = facts.rows_of(there, sa.select(schema.searches).order_by(schema.searches.c.name))
+    return [
+        (row, row["name"] if seeds.get(row["name"], row["seed"]) == row["seed"] else f"{row['name']}-seed{row['seed']}")
+        for row in rows
+    ]
+
+
+def _of_study(there: Connection, table: sa.Table, study: str, name: str) -> list[dict[str, Any]]:
+    rows = facts.rows_of(there, sa.select(table).filter_by(study=study).order_by(*table.primary_key))
+    return [{**row, "study": name} for row in rows]
+
+
+def _require_same(ours: dict[str, Any], study: dict[str, Any], name: str) -> None:
+    found = list(differences(study["identity"], ours["identity"]))
+    if ours["seed"] != study["seed"]:
+        found.append(f"seed: {study['seed']} there, {ours['seed']} here")
+    if found:
+        raise StoreError(
+            f"study: {name!r} was made with another setting there: {'; '.join(found)}; nothing was merged; "
+            "delete or search one of them under another name (--study)"
+        )
+    if len(name) > schema.MAX_NAME:
+        raise StoreError(
+            f"study: {name!r}, as one of another seed would be called here, is longer than {schema.MAX_NAME} characters; "
+            "nothing was merged; merge into a new database"
+        )
 
 
 def _add_latencies(here: Connection, there: Connection) -> Merged:
@@ -173,13 +217,13 @@ def _add_failures(here: Connection, there: Connection) -> Merged:
     return Merged(failures=len(new), doubles=doubles, conflicts=conflicts)
 
 
-def _add_members(here: Connection, there: Connection, study: str) -> int:
-    """Candidates of a study that are new here or got further there; returns how many."""
-    of_study = sa.select(schema.members).filter_by(study=study).order_by(schema.members.c.position)
-    ours = {row["arch_id"]: row for row in facts.rows_of(here, of_study)}
-    position, changed = studies.next_position(here, study), 0
-    for row in facts.rows_of(there, of_study):
-        row |= {"in_work": ""}  # there, not here
+def _add_members(here: Connection, there: Connection, study: str, name: str) -> int:
+    """Candidates of a study, called `name` here, that are new here or got further there; returns how many."""
+    in_order = sa.select(schema.members).order_by(schema.members.c.position)
+    ours = {row["arch_id"]: row for row in facts.rows_of(here, in_order.filter_by(study=name))}
+    position, changed = studies.next_position(here, name), 0
+    for row in facts.rows_of(there, in_order.filter_by(study=study)):
+        row |= {"study": name, "in_work": ""}  # in work there, not here
         if row["failure_key"] is not None and facts.find_failure(here, row["failure_key"]) is None:
             row |= {"failure_key": None, "outcome": "pending"}  # there is a fact here instead
         known = ours.get(row["arch_id"])
@@ -193,7 +237,7 @@ def _add_members(here: Connection, there: Connection, study: str) -> int:
         if further or any(spent[name] > known[name] for name in spent):
             values = {**(row if further else known), **spent, **{name: known[name] for name in ("position", "in_work")}}
             table = schema.members
-            of_arch = (table.c.study == study, table.c.arch_id == row["arch_id"])
+            of_arch = (table.c.study == name, table.c.arch_id == row["arch_id"])
             here.execute(table.update().where(*of_arch).values(values))
     return changed
 
@@ -219,29 +263,30 @@ def _add_absent(here: Connection, table: sa.Table, rows: list[dict[str, Any]]) -
 
 
 @contextmanager
-def _opened(store: Store, other: str) -> Iterator[Database]:
+def _opened(own: str, other: str) -> Iterator[Database]:
     """The other database as one of today's: a copy of a file; a PostgreSQL database itself, opened as any command does."""
     with tempfile.TemporaryDirectory() as folder:
         file = file_of(other)
         if file is None:
             database = Database.open(other)
         else:
-            _copy(store, file, Path(folder) / "copy.db")
+            _copy(own, file, Path(folder) / "copy.db")
             database = Database.open(str(Path(folder) / "copy.db"), place=str(file))
         try:
-            if file is None:
-                _require_another(store, database)
             yield database
         finally:
             database.close()
 
 
-def _copy(store: Store, file: Path, copy: Path) -> None:
-    """Copies a database file as it is at this moment, its write-ahead log included, even while another writes it."""
+def _copy(own: str, file: Path, copy: Path) -> None:
+    """Copies a database file as it is at this moment, its write-ahead log included, even while another writes it.
+
+    Raises StoreError where it is the database at `own`, and where it cannot be read.
+    """
     if not file.is_file():
         raise StoreError(f"storage: {file}: no such database; give a file that swinexplore wrote, or a URL")
-    own = file_of(store.url)
-    if own is not None and file.samefile(own):
+    target_file = file_of(own)
+    if target_file is not None and target_file.exists() and file.samefile(target_file):
         raise StoreError(f"storage: {file}: is the database that it would be merged into; give another")
     uri = f"file:{quote(str(file.resolve()))}?mode=ro"
     log = file.with_name(f"{file.name}-wal")

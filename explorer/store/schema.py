@@ -10,6 +10,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+#: Characters of a study's name at most.
+MAX_NAME: Final = 200
 metadata = sa.MetaData()
 version = sa.Table("explorer_version", metadata, sa.Column("version", sa.Integer, nullable=False))
 architectures = sa.Table(
@@ -86,7 +88,7 @@ failures = sa.Table(
 searches = sa.Table(
     "searches",
     metadata,
-    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("name", sa.String(MAX_NAME), primary_key=True),
     sa.Column("identity", sa.JSON, nullable=False),
     sa.Column("target_id", sa.ForeignKey("targets.target_id"), nullable=False),
     sa.Column("recipe_id", sa.ForeignKey("recipes.recipe_id"), nullable=False),
