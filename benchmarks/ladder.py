@@ -5,7 +5,8 @@
 Each seed is one order in which all architectures of a table arrive. `hypervolume`: that of the candidates the rule trained to
 the top, relative to that of all architectures fully trained; reference point: twice the base model's latency, and the lowest
 fully trained accuracy of the table. `share`: epochs trained, of those that training everyone takes. Rules, on the same rungs
-and with the same share at most: `ladder` is ours; `asha` ranks by accuracy alone (Li et al. 2020), `random` by chance.
+and with at most the share that a search's ladder takes: `ladder` is ours; `asha` ranks by accuracy alone (Li et al. 2020),
+`random` by chance.
 
 `synthetic`, `adverse`: the networks of spaces/swinfree.yaml. The stages' blocks cost 0.20, 0.10, 0.05 and 0.03 ms each, 15 %
 more with windows of 14 tokens, 25 % more with shifts, 20 % less with BatchNorm; 1 ms comes on top. After e of 9 epochs
@@ -30,7 +31,7 @@ from common import report
 
 from explorer import pareto
 from explorer.evaluate.table import read_table
-from explorer.search.ladder import MAX_SHARE, Ladder, rungs
+from explorer.search.ladder import Ladder, rungs
 from explorer.space import Space
 
 TABLES = Path(__file__).parent / "tables"
@@ -103,7 +104,7 @@ def climb(
     curves: Curves, rule: str, ladder_rungs: tuple[int, ...], eta: float, seed: int
 ) -> tuple[Ladder, list[str], list[float]]:
     """One search over all architectures in the seed's order: the ladder, who was fully trained, seconds of each `next`."""
-    ladder, chance = Ladder(ladder_rungs, eta, max_share=MAX_SHARE), random.Random(seed)
+    ladder, chance = Ladder(ladder_rungs, eta), random.Random(seed)
     order, full, seconds = list(curves.accuracy), [], []
     chance.shuffle(order)
 

@@ -1,16 +1,21 @@
-"""The benchmarks run and keep what the README quotes; their numbers are nobody's business here."""
+"""The benchmarks run and keep what the README quotes, and what is kept says of its goals what the documents say."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from explorer.arch import PRESETS
 from explorer.model import GRAPH_VERSION, MODULE_VERSION, node_roles
+from explorer.space import Space
+from explorer.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,6 +155,54 @@ def test_kept_result_of_the_latency_says_what_it_costs_and_how_well_it_repeats()
         assert {f"{name} cold", f"{name} warm", f"{name} engine for RTX 30, fp16"} <= rows.keys()
         engine = rows[f"{name} engine for RTX 30, fp16"]
         assert engine["ours_fused_attentions"] == engine["attentions"] == sum(PRESETS[name].depths)
+
+
+def kept(name: str) -> dict[str, Any]:
+    content = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+    return {row["what"]: row for row in content["rows"]}
+
+
+def test_kept_result_of_the_search_reaches_its_goals_but_on_the_table_that_decision_10_names() -> None:
+    rows, missed = kept("search_quality-cpu.json"), []
+    for table in ("swinfree-quiet", "synthetic", "swinfree-narrow"):
+        row = rows[f"{table} tpe"]
+        assert row["num_seeds"] >= 20
+        assert row["mean_200"] >= row["goal_200"] == 0.999
+        assert row["goal_reached_at"] == 70
+        if row["reaches_it_at"] > 70:
+            missed.append((table, row["reaches_it_at"]))
+    assert missed == [("swinfree-narrow", 98)]
+
+
+def test_kept_result_of_the_ladder_reaches_its_goals_with_the_eta_of_the_guide() -> None:
+    rows = kept("ladder-cpu.json")
+    for table in ("synthetic", "adverse", "swinfree-narrow"):
+        row = rows[f"{table} ladder eta 3"]
+        assert row["hypervolume_min"] >= row["goal_hypervolume"] == 0.99
+        assert row["share"] <= row["goal_share"] == pytest.approx(1 / 3)
+        assert rows[f"{table} random eta 3"]["hypervolume"] < row["hypervolume"]
+
+
+def test_kept_result_of_the_overhead_reaches_its_goals() -> None:
+    rows = kept("search_overhead-cpu.json")
+    for sampler in ("tpe", "random"):
+        assert rows[f"{sampler} at trial 1000"]["ask_ms"] <= 60
+        own = [rows[f"{sampler} at trial {trial}"]["own_ms"] for trial in (50, 100, 200, 500, 1000, 2000, 3000)]
+        assert statistics.mean(own[-2:]) <= 1.25 * statistics.mean(own[:2]), "within what one run differs from itself"
+
+
+def test_kept_result_of_the_fidelity_is_of_today_s_proxy_and_says_what_it_reaches() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "fidelity-cpu.json").read_text())
+    settings, rows = content["settings"], kept("fidelity-cpu.json")
+    assert settings["recipe"] == load_recipe("proxy").model_dump(mode="json")
+    assert settings["data"] == "silhouettes"
+    assert settings["proxy"] == asdict(Space.load("swinfree.yaml").proxy_scale)
+    proxy = rows["table4+table5: proxy"]
+    assert proxy["pairs"] == 61
+    assert all(seed["concordance"] > 0.8 for seed in proxy["by_seed"].values())
+    for ranker in ("parameters", "flops", "tokens_seen", "synflow", "naswot"):
+        assert proxy["concordance"] > rows[f"table4+table5: {ranker}"]["concordance"]
+    assert proxy["concordance"] < rows["table4+table5: grad_norm"]["concordance"], "missed, as decision 12 says"
 
 
 def test_command_for_a_gpu_lists_its_steps_and_says_where_there_is_no_gpu() -> None:

@@ -617,6 +617,28 @@ def test_weights_of_a_network_that_differs_in_its_shift_alone_are_refused(folder
     assert "--to: recipe.yaml: cannot be made" in refused.stderr
 
 
+@pytest.mark.parametrize("data", ["tree", "hf:tree", "hf:tree,label=kind", "contours", "hf:some/set"])
+def test_run_file_holds_the_full_path_of_a_folder_of_images(data: str, folder: Path) -> None:
+    for name in ("tree", "contours"):  # a folder that has a set's name is not that set
+        (folder / name).mkdir()
+    assert run("export", TINY, "--to", "run", "--data", data).exit_code == 0
+    told = yaml.safe_load((folder / "run" / "run.yaml").read_text())["data"]
+    assert told == data.replace("tree", str(folder.resolve() / "tree"))
+
+
+def test_divergence_of_a_training_says_what_to_do(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text("epochs: 2\nbatch_size: 8\ntrain_images: 64\neval_images: 64\nlr: 1.0e+30\n")
+    name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C1-N16"
+    assert run("export", name, "--to", "run", "--recipe", "recipe.yaml", "--data", "contours").exit_code == 0
+    told = run("train", "run/run.yaml")
+    assert told.exit_code == 2
+    assert re.search(
+        r"run/run\.yaml: diverged: the loss is nan at step \d+ \(epoch 1, seed 0\); lower recipe\.lr", told.stderr
+    )
+    assert "holds the epochs before" not in told.stderr
+    assert not (folder / "run" / "checkpoint.pt").exists()
+
+
 def test_two_trainings_are_not_kept_in_one_folder(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE)
     name = "Swin-E16x1.1.1.1-W2.2.2.2-R32-P2-C1-N16"

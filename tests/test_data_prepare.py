@@ -226,6 +226,29 @@ def test_build_that_was_stopped_goes_on_where_it_was(slot: Slot, cut: int) -> No
     assert len(set(part.hashes.tolist())) == 100
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    "damage",
+    ["\0\0\0\0", "{}", '{"rows": [100], "hashes": [1], "bad": []}', '{"rows": [0], "hashes": [-1], "bad": []}', "7"],
+)
+def test_build_whose_progress_is_damaged_begins_anew(damage: str, slot: Slot, caplog: pytest.LogCaptureFixture) -> None:
+    def stop(part: str, done: int, total: int) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    lying = Lying(100)
+    with pytest.raises(KeyboardInterrupt):
+        cached(slot, lying, on_images=stop)
+    with slot.file("progress").open("a") as progress:
+        progress.write(f"{damage}\n")
+    part = cached(slot, lying)
+    assert numbers(part) == shuffled(100).tolist()
+    assert part.hashes is not None
+    assert len(set(part.hashes.tolist())) == 100
+    assert "is damaged: all images are decoded anew" in caplog.text
+    assert sum(lying.read) == 140
+
+
 def test_unreadable_images_up_to_the_share_are_left_out_named_and_logged_once(
     slot: Slot, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -452,6 +475,40 @@ def test_hidden_folders_and_files_are_passed_over(tree: Path, run: Callable[...,
         (tree / hidden).write_bytes(some)
     assert info_of(tree) == before
     assert "28 training images" in run(str(tree), "--image-size", "8").stdout
+
+
+def test_files_that_are_no_images_by_their_names_are_counted_and_named(
+    tree: Path, run: Callable[..., Result], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = info_of(tree)
+    Image.new("RGB", (8, 8), (3, 9, 9)).save(tree / "train" / "ant" / "one.gif")
+    assert info_of(tree).num_train == before.num_train + 1
+    (tree / "train" / "ant" / "one.gif").unlink()
+    for name in ("train/ant/notes.txt", "train/ant/scan.jp2", "train/bee/a.npy", "val/bee/more"):
+        (tree / name).write_bytes(b"no image")
+    caplog.clear()
+    assert info_of(tree) == before
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "left out 3 files whose names are not those of images" in told
+    assert "ant/notes.txt, ant/scan.jp2, bee/a.npy" in told
+    assert "left out 1 files" in told
+    assert "left out 3 files" in run(str(tree), "--image-size", "8").stderr
+
+
+def test_classes_that_are_evaluated_and_not_trained_on_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [f"class{index:02}" for index in range(20)]:
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (8, 8), (index, int(name[-2:]), 9)).save(tmp_path / "few" / name / f"{index}.png")
+    data = load(info_of(tmp_path / "few"), image_size=8, channels=3, device=CPU)
+    for _ in range(2):
+        split = data.for_search(None, None)
+    lost = set(split.eval_labels.tolist()) - set(split.train_labels.tolist())
+    assert lost, "of one training image a class"
+    (record,) = [record for record in caplog.records if "are evaluated" in record.getMessage()]
+    assert f"{len(lost)} classes ({', '.join(map(str, sorted(lost)))}) are evaluated" in record.getMessage()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -160,6 +160,9 @@ def test_own_networks_may_be_given_by_id_and_names_take_the_sizes_of_the_space(t
         ("name,accuracy\nSwin-T,1\nSwin-B,good\n", r"line 3: accuracy: 'good' is not a number, nor 'diverged'"),
         ("name,accuracy\nSwin-T,1\nSwin-B,nan\n", r"line 3: accuracy: 'nan' is not a number"),
         ("name,accuracy,std\nSwin-T,1,\nSwin-B,2,-1\n", r"line 3: std: '-1' is below 0"),
+        ("name,accuracy\nSwin-T,1\nSwin-B,-2\n", r"line 3: accuracy: '-2' is not between 0 and 100"),
+        ("name,accuracy\nSwin-T,1\nSwin-B,101\n", r"line 3: accuracy: '101' is not between 0 and 100"),
+        ("name,accuracy\nSwin-T,81\nSwin-S,82\nSwin-B,0.83\n", r"line 4: accuracy: 0.83 beside 81 in line 2; give all as shares"),
         ("name,accuracy\nSwin-T,1\n", r"1 network\(s\) are no order; give at least two rows"),
         ("name,accuracy\nSwin-T,1\nSwin-B,1\n", r"no two accuracies differ by more than 2 standard deviations"),
         ("name,accuracy\nSwin-T,1,3\n", r"line 2: 3 values under 2 columns"),
@@ -258,6 +261,14 @@ def test_network_without_a_score_is_named_and_its_pairs_do_not_count() -> None:
     assert (found.num_pairs, found.missing) == (1, (C.id,))
     nothing = rank_report(ordered((A,), (B,)), {})
     assert (nothing.num_pairs, nothing.concordance, nothing.tau_b, nothing.regret) == (0, None, None, None)
+
+
+@pytest.mark.parametrize("scores", [[math.nan], [3.0, math.nan]])
+def test_network_whose_score_is_no_number_has_none(scores: list[float]) -> None:
+    found = rank_report(
+        ordered((A,), (B,), (C,)), {A.id: scores, **{key: one for key, one in scored(3, 2, 1).items() if key != A.id}}
+    )
+    assert (found.num_pairs, found.concordance, found.missing) == (1, 1.0, (A.id,))
 
 
 def test_pair_with_one_proxy_is_listed_and_not_counted() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from explorer.training import contours, silhouettes
+from explorer.training.data import SOURCES
 
 CPU = torch.device("cpu")
 Images = tuple[Tensor, Tensor]
@@ -55,6 +56,30 @@ def test_same_seed_draws_the_same_images(made: ModuleType) -> None:
     first, second = made.draw(50, 7, CPU), made.draw(50, 7, CPU)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
+
+
+#: By name and version in SOURCES: mean levels of the quarters of three images, and the mean step from pixel to pixel.
+DRAWN = {
+    ("contours", 1): (
+        [[83.90, 77.16, 78.71, 82.59], [65.36, 65.21, 66.14, 63.81], [62.00, 63.02, 61.56, 62.62]],
+        14.792,
+    ),
+    ("silhouettes", 1): (
+        [[118.62, 107.90, 105.89, 113.39], [166.85, 141.29, 155.94, 133.07], [70.87, 88.18, 84.84, 99.18]],
+        42.177,
+    ),
+}
+
+
+def test_images_are_those_that_scores_of_this_version_were_trained_on(made: ModuleType) -> None:
+    """A set that draws otherwise needs another version in SOURCES: it is the fingerprint in every score's key."""
+    name = made.__name__.rpartition(".")[2]
+    quarters, step = DRAWN[name, SOURCES[name][4]]
+    images = made.draw(60, 7, CPU)[0].float()
+    torch.testing.assert_close(
+        F.adaptive_avg_pool2d(images[[0, 25, 59]], 2).flatten(1), torch.tensor(quarters), atol=0.05, rtol=0
+    )
+    assert images.diff(dim=-1).abs().mean().item() == pytest.approx(step, abs=0.01)
 
 
 def test_drawing_leaves_the_global_random_state_alone(made: ModuleType) -> None:

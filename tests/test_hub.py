@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hub_server import serving
 from PIL import Image
 
 from explorer.errors import BackendMissing, DataError
+from explorer.training import hub
 from explorer.training.data import Data, describe, load, prepare
 from explorer.training.folders import DataInfo
 
@@ -97,6 +99,33 @@ def test_fingerprint_is_that_of_the_content(spec: str, tmp_path: Path) -> None:
     changed = saved(tmp_path / "changed", train=split(42, 1), test=split(9, 100))
     relabelled = saved(tmp_path / "relabelled", train=split(42, labels=[2, 1, 0] * 14), test=split(9, 100))
     assert len({first, describe(changed, tmp_path).id, describe(relabelled, tmp_path).id}) == 3
+
+
+@pytest.mark.parametrize("changed", [0, 1, 7, 40, 41])
+def test_fingerprint_beyond_the_sample_is_of_first_and_last_and_of_all_sizes(
+    changed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MOST_SAMPLED", 5)
+    monkeypatch.setattr(hub, "_SIZES_AT_ONCE", 10)
+    first, test = describe(saved(tmp_path / "first", train=split(42), test=split(9, 100)), tmp_path).id, split(9, 100)
+    rows = split(42).cast_column("picture", datasets.Image(decode=False)).to_list()
+    rows[changed]["picture"]["bytes"] += b"more"
+    other = datasets.Dataset.from_list(rows, features=split(1).features)
+    assert describe(saved(tmp_path / "other", train=other, test=test), tmp_path).id != first
+    again = datasets.Dataset.from_list(split(42).cast_column("picture", datasets.Image(decode=False)).to_list()[::-1])
+    again = again.cast(split(1).features).select(range(41, -1, -1))
+    assert describe(saved(tmp_path / "again", train=again, test=test), tmp_path).id == first, "rows that lie otherwise"
+
+
+def test_sizes_are_those_of_the_files_that_rows_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(3)["bytes"])
+    rows = [{"bytes": None, "path": str(tmp_path / name)} for name in ("a.png", "none.png")]
+    rows += [encoded(7), None]
+    images = datasets.Dataset.from_dict(
+        {"picture": rows}, features=datasets.Features({"picture": datasets.Image(decode=False)})
+    )
+    found = hub._Rows(images, "picture", np.array([2, 0, 1, 3]), np.zeros(4, int)).sizes()
+    assert found.tolist() == [len(encoded(7)["bytes"]), len(encoded(3)["bytes"]), -1, 0]
 
 
 def test_folder_of_parquet_files_is_the_same_set_as_a_saved_one(spec: str, tmp_path: Path) -> None:

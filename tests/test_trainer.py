@@ -27,6 +27,7 @@ from explorer.training.step import Acceleration, parameter_groups
 from explorer.training.trainer import Checkpoint, Outcome, learning_rate, read_checkpoint, train
 
 CPU = torch.device("cpu")
+NAME = "Swin-E8x1.2.1.1-W2.2.2.1-H1.1.1.1-R16-P2-C1-N4"
 #: Random crops, flips and stochastic depth: everything that draws.
 RECIPE = Recipe(epochs=4, batch_size=16, lr=2e-3, warmup=0.25, drop_path=0.3, flip=True, crop_padding=0.125)
 
@@ -42,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def arch() -> Arch:
-    return parse_name("Swin-E8x1.2.1.1-W2.2.2.1-H1.1.1.1-R16-P2-C1-N4")
+    return parse_name(NAME)
 
 
 @pytest.fixture(scope="module")
@@ -571,6 +572,22 @@ def test_loss_that_is_not_finite_ends_the_training_with_its_first_such_step(
     with pytest.raises(TrainError, match=rf"^diverged: the loss is nan at step 2 \(epoch 1, seed {seed}\)$") as caught:
         train_swin(arch, split, Recipe(epochs=2, batch_size=16, lr=1e30, warmup=0.0), seed=seed)
     assert caught.value.kind == "diverged"
+
+
+@pytest.mark.parametrize("features", [{}, {"ema": 0.9}, {"precise_bn": 64}])
+def test_output_that_is_not_finite_after_the_last_step_is_a_divergence(
+    features: dict[str, Any], split: Split, tmp_path: Path
+) -> None:
+    """One step: its loss and its gradient are finite, and what it makes of the weights is not."""
+    recipe = Recipe(epochs=1, batch_size=64, lr=1e30, warmup=0.0, **features)
+    kept = Checkpoint(tmp_path / "checkpoint.pt", "key")
+    arch = parse_name("Swin-E8x1.2.1.1-W2.2.2.1-H1.1.1.1-R16-P2-C1-N4-BR" if "precise_bn" in features else NAME)
+    with pytest.raises(
+        TrainError, match=r"^diverged: the output is not finite after step 1 \(epoch 1, seed 3\)$"
+    ) as caught:
+        train_swin(arch, split, recipe, seed=3, checkpoint=kept)
+    assert caught.value.kind == "diverged"
+    assert not kept.path.exists()
 
 
 def test_step_of_a_divergence_counts_from_the_start_of_the_training(arch: Arch, split: Split) -> None:

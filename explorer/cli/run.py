@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from explorer.cli import console, options
-from explorer.errors import BackendMissing, RecipeError, UserError, WeightsError
+from explorer.errors import BackendMissing, RecipeError, TrainError, UserError, WeightsError
 from explorer.records import DEFAULT_STORAGE, Precision
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def export(
 ) -> None:
     """Write a training run file and the ONNX model of an architecture, or its TensorRT engine too."""
     from explorer import model
+    from explorer.training.data import absolute
     from explorer.training.recipe import RunFile, load_recipe, load_run, write_run
 
     started = time.monotonic()
@@ -97,7 +99,7 @@ def export(
             name=arch.name,
             arch=arch.to_dict(),
             recipe=load_recipe(recipe or "imagenet"),
-            data=data,
+            data=None if data is None else absolute(data),
             seed=seed or 0,
             origin=_origin(arch.id, study, storage),
         )
@@ -287,6 +289,8 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line an epoch.")] = False,
 ) -> None:
     """Train an exported architecture; started again, it goes on from the last epoch."""
+    import torch
+
     from explorer import latency, model
     from explorer.latency.environment import shared
     from explorer.training.data import describe, load, resting_device
@@ -323,8 +327,6 @@ def train(
         layout = _load_weights(module, weights, new_head=new_head)
         console.note(f"starting from {weights}, in the layout of {layout}{', with a new head' * new_head}")
         key.append(f"{_digest(weights)}{'+new-head' * new_head}")
-    import torch
-
     kind = latency.resolve("torch", device=device)[0].device_kind
     sizes = {"image_size": arch.image_size, "channels": arch.channels}
     loaded = load(info, **sizes, device=resting_device(info, **sizes, device=torch.device(kind)))
@@ -343,7 +345,7 @@ def train(
     console.note(
         f"training {arch.name} on {spec} ({info.num_train:,} images) on {kind}, {recipe.epochs} epochs, into {kept.path}"
     )
-    with _alone(folder), shared(kind):
+    with _alone(folder), shared(kind), _divergence_told(run_file, kept.path):
         outcome = train_module(
             module,
             recipe,
@@ -356,22 +358,15 @@ def train(
             checkpoint=kept,
             acceleration=Acceleration(compiled=compiled),
         )
-    summary = {
-        "accuracy": outcome.accuracy,
-        "epochs": recipe.epochs,
-        "train_s": outcome.train_s,
-        "checkpoint": str(kept.path),
-    }
     if as_json:
-        console.json_line(summary)
+        summary = {"accuracy": outcome.accuracy, "epochs": recipe.epochs, "train_s": outcome.train_s}
+        console.json_line({**summary, "checkpoint": str(kept.path)})
     else:
         console.document(f"test accuracy {outcome.accuracy:.4f} after {recipe.epochs} epochs; weights in {kept.path}")
 
 
 def _digest(file: Path) -> str:
     """Names the weights that a training started from, so that it is not resumed with others."""
-    import hashlib
-
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
 
@@ -386,6 +381,18 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(f"--to: {folder}: another process trains into it; wait for it, or use another folder") from None
+
+
+@contextmanager
+def _divergence_told(run_file: Path, checkpoint: Path) -> Iterator[None]:
+    """Raises RecipeError with what to do where a training diverges."""
+    try:
+        yield
+    except TrainError as error:
+        if error.kind != "diverged":
+            raise
+        left = f"; {checkpoint} holds the epochs before" if checkpoint.exists() else ""
+        raise RecipeError(f"{run_file}: {error}{left}; lower recipe.lr, and train into another folder (--to)") from None
 
 
 def _epoch_line(epoch: Any, epochs: int) -> str:

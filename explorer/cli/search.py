@@ -73,7 +73,7 @@ def search(
             metavar="ETA",
             min=1.5,
             max=100,
-            help="Train on only the best 1/ETA from rung to rung of epochs.",
+            help="Train on only the best 1/ETA from rung to rung of epochs; 3 is what was measured to lose least.",
         ),
     ] = None,
     max_hours: Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop this run by then.")] = None,

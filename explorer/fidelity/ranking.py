@@ -75,12 +75,14 @@ def rank_report(
 ) -> Ranking:
     """How scores (one a seed, by the network's id; `LOST` where a training diverged) order the networks of `truth`.
 
-    A network's score is the mean over its seeds, in which a lost one counts 0; where all are lost it lies below everything.
+    A network's score is the mean over its seeds, in which a lost one counts 0; where all are lost it lies below everything. One
+    with a NaN (a training-free score that overflowed) is missing.
     `proxies`: what was trained for each, by id; two networks with one proxy cannot be told apart. The bootstrap draws every
     proxy's seeds anew, from `seed`; there is none where all have fewer than two.
     """
     stand_ins = {arch.id: (proxies or {}).get(arch.id, arch.id) for arch in truth.archs}
-    known = {arch_id: np.asarray(scores[arch_id], float) for arch_id in stand_ins if len(scores.get(arch_id, ()))}
+    given = {arch_id: np.asarray(scores.get(arch_id, ()), float) for arch_id in stand_ins}
+    known = {arch_id: values for arch_id, values in given.items() if len(values) and not np.isnan(values).any()}
     inseparable = tuple(pair for pair in truth.pairs if stand_ins[pair.better] == stand_ins[pair.worse])
     counted = [p for p in truth.pairs if p not in inseparable and p.better in known and p.worse in known]
     main, stated = ([p for p in counted if (p.kind == "stated") == wanted] for wanted in (False, True))

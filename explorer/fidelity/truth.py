@@ -120,7 +120,7 @@ def read_truth(
     sizes: Mapping[str, int] | None = None,
     find: Callable[[str], Arch] | None = None,
 ) -> Truth:
-    """Results of one's own from a CSV file: `name` or `arch_id`, `accuracy` in any one unit or `diverged`, optional `std`.
+    """Results of one's own from a CSV file: `name` or `arch_id`, `accuracy` as share, in percent or `diverged`, optional `std`.
 
     `sizes`: of names that give none themselves (as `parse_name` takes them); `find`: the architecture of an id. Two results
     are of known order where they differ by more than 2 sqrt(std1^2 + std2^2). Raises TableError with line and value.
@@ -135,6 +135,7 @@ def read_truth(
             raise row.error(row.key, f"is the network of line {lines[arch.id]}; give each network once")
         archs[arch.id], results[arch.id], lines[arch.id] = arch, (row.accuracy(), row.std()), row.line
         names[arch.id] = row.cells[row.key]
+    _require_one_unit(path, {lines[arch_id]: accuracy for arch_id, (accuracy, _) in results.items()})
     if len(archs) < 2:
         raise TableError(f"truth {path}: {len(archs)} network(s) are no order; give at least two rows")
     pairs = [
@@ -150,6 +151,17 @@ def read_truth(
     levels = {arch_id: accuracy for arch_id, (accuracy, _) in results.items()}
     labels = {arch_id: f"{level:g}" if math.isfinite(level) else DIVERGED for arch_id, level in levels.items()}
     return Truth(path.name, tuple(archs.values()), labels, levels, tuple(pairs), names)
+
+
+def _require_one_unit(path: Path, accuracies: Mapping[int, float]) -> None:
+    """Raises TableError where some accuracies (by line) can only be shares and others only percent."""
+    shares = [line for line, accuracy in accuracies.items() if 0 < accuracy < 1]
+    percent = [line for line, accuracy in accuracies.items() if accuracy > 1]
+    if shares and percent:
+        raise TableError(
+            f"truth {path}: line {shares[0]}: accuracy: {accuracies[shares[0]]:g} beside {accuracies[percent[0]]:g} in line "
+            f"{percent[0]}; give all as shares (0.8125) or all in percent (81.25), and what is at chance as {DIVERGED!r}"
+        )
 
 
 def _is_above(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -183,7 +195,10 @@ class _Row(Row):
     def accuracy(self) -> float:
         if self.cells["accuracy"] == DIVERGED:
             return -math.inf
-        return self.number("accuracy", f"is not a number, nor {DIVERGED!r}; {_EXAMPLE}")
+        value = self.number("accuracy", f"is not a number, nor {DIVERGED!r}; {_EXAMPLE}")
+        if not 0 <= value <= 100:
+            raise self.error("accuracy", f"is not between 0 and 100; {_EXAMPLE}, or {DIVERGED!r}")
+        return value
 
     def std(self) -> float:
         if not self.cells.get("std"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -27,6 +26,7 @@ from explorer.space import Space
 from explorer.store import Store
 from explorer.store.merge import differences
 from explorer.store.schema import MAX_NAME
+from explorer.training.data import absolute
 
 __all__ = [
     "SAMPLERS",
@@ -93,7 +93,7 @@ def check_run(
         base_id=space.base.id,
         seed=plan.seed,
         settings={
-            "data": _absolute(plan.data.spec),
+            "data": absolute(plan.data.spec),
             "data_root": str(plan.data.root.resolve()),
             "known": [arch.id for arch in space.known_networks() if space.holds(arch)],
             **(settings or {}),
@@ -191,8 +191,3 @@ def _require_not_foreign(store: Store, name: str) -> None:
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )
-
-
-def _absolute(spec: str) -> str:
-    """A folder of images under its full path, so that other commands find it from anywhere; else the name of a set."""
-    return str(Path(spec).resolve()) if Path(spec).is_dir() else spec

@@ -8,9 +8,10 @@ and are not even read before those ask for them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+#: Labels that are named where some are not trained on.
+_MAX_NAMED: Final = 5
 #: Share of the training images that drives a search, and the most that are taken.
 HELD_OUT_SHARE: Final = 1 / 7
 HELD_OUT_MOST: Final = 10_000
@@ -75,18 +79,41 @@ class Data:
     def for_search(self, train_images: int | None, eval_images: int | None) -> Split:
         """Training images without the held-out part, evaluated on that part; at most the given numbers of each."""
         most = self.num_held_out if eval_images is None else min(eval_images, self.num_held_out)
-        return Split(*self._without_held_out(train_images), *self.source.train.between(0, most))
+        return self._sound(Split(*self._without_held_out(train_images), *self.source.train.between(0, most)))
 
     def for_verification(self, train_images: int | None, eval_images: int | None) -> Split:
         """Trained as in a search, evaluated on the test part; at most the given numbers of each."""
-        return Split(*self._without_held_out(train_images), *self.source.test.between(0, eval_images))
+        return self._sound(Split(*self._without_held_out(train_images), *self.source.test.between(0, eval_images)))
 
     def for_training(self, train_images: int | None, eval_images: int | None) -> Split:
         """All training images, evaluated on the test part; at most the given numbers of each."""
         return Split(*self.source.train.between(0, train_images), *self.source.test.between(0, eval_images))
 
+    def _sound(self, split: Split) -> Split:
+        lost = sorted({*split.eval_labels.unique().tolist()} - {*split.train_labels.unique().tolist()})
+        if lost:
+            _warn_of_untrained(self.info.spec, tuple(lost), len(split.train_labels))
+        return split
+
     def _without_held_out(self, most: int | None) -> tuple[Tensor, Tensor]:
         return self.source.train.between(self.num_held_out, None if most is None else self.num_held_out + most)
+
+
+def absolute(spec: str) -> str:
+    """A folder under its full path, so that other commands find it from anywhere; else the spec as it is."""
+    prefix = HUB if spec.startswith(HUB) else ""
+    name, comma, columns = spec.removeprefix(prefix).partition("," if prefix else "\0")
+    return f"{prefix}{Path(name).resolve()}{comma}{columns}" if spec not in SOURCES and Path(name).is_dir() else spec
+
+
+@cache
+def _warn_of_untrained(spec: str, labels: tuple[int, ...], num_images: int) -> None:
+    named = ", ".join(map(str, labels[:_MAX_NAMED])) + (", ..." if len(labels) > _MAX_NAMED else "")
+    logger.warning(
+        "data %s: %d classes (%s) are evaluated, but none of the %d images that are trained on is of them; give more images, "
+        "or a recipe with more train_images",
+        spec, len(labels), named, num_images,
+    )  # fmt: skip
 
 
 def describe(spec: str, root: Path) -> DataInfo:

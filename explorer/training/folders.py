@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import math
 import os
 import struct
@@ -24,7 +25,11 @@ from explorer.errors import DataError
 from explorer.records import digest
 from explorer.training.images import Encoded, OnImages, Part, PartName, Slot, cached
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+logger = logging.getLogger(__name__)
+IMAGE_SUFFIXES: Final = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif",
+    ".jfif", ".avif",
+)  # fmt: skip
 IDX_FILES: Final = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -35,6 +40,8 @@ _TEST_FOLDERS: Final = ("val", "test", "validation", "valid")
 #: So many files' beginnings and ends are part of a tree's fingerprint, spread evenly where there are more: some seconds.
 MOST_SAMPLED: Final = 100_000
 _SAMPLE_BYTES: Final = 4096
+#: Files that are named where some are left out.
+_MAX_NAMED: Final = 3
 #: Files that one thread looks at in turn.
 _CHUNK: Final = 256
 
@@ -70,12 +77,22 @@ def describe_idx(folder: Path, root: Path) -> DataInfo:
     for name in IDX_FILES:
         sha.update((folder / name).read_bytes())
     train_labels, test_labels = _read_idx(folder / IDX_FILES[1], 1), _read_idx(folder / IDX_FILES[3], 1)
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    highest = int(train_labels.argmax())
+    num_classes = int(train_labels[highest]) + 1
     if num_classes < 2:
         raise DataError(f"data {folder}: {IDX_FILES[1]}: holds one class only; at least two are expected")
     absent = sorted(set(range(num_classes)) - set(train_labels.tolist()))
     if absent:
-        raise DataError(f"data {folder}: {IDX_FILES[1]}: no training image of class {absent[0]}; every class needs one")
+        raise DataError(
+            f"data {folder}: {IDX_FILES[1]}: no training image of class {absent[0]}, but image {highest} is of class "
+            f"{num_classes - 1}; every class from 0 needs one: mend the labels"
+        )
+    outside = np.flatnonzero(test_labels >= num_classes)
+    if len(outside):
+        raise DataError(
+            f"data {folder}: {IDX_FILES[3]}: label {test_labels[outside[0]]} of test image {outside[0]} is out of range "
+            f"({len(outside)} are); allowed, by the training labels: 0 to {num_classes - 1}; mend the labels"
+        )
     return DataInfo(
         str(folder), digest("d1", {"idx": sha.hexdigest()}), num_classes, 1, len(train_labels), len(test_labels), root
     )
@@ -135,12 +152,12 @@ def describe_tree(folder: Path, root: Path) -> DataInfo:
     """
     tree = _scan(folder)
     files = [file for file, _ in (*tree.train, *tree.test)]
-    step = max(1, -(-len(files) // MOST_SAMPLED))
+    sampled = set(spread(len(files), MOST_SAMPLED))
     chunks = [range(start, min(start + _CHUNK, len(files))) for start in range(0, len(files), _CHUNK)]
     with ThreadPoolExecutor() as pool:  # what takes time is a disk or a network
 
         def seen(chunk: range) -> list[tuple[int, int]]:
-            return [_seen(files[index], samples=index % step == 0) for index in chunk]
+            return [_seen(files[index], samples=index in sampled) for index in chunk]
 
         found = [one for chunk in pool.map(seen, chunks) for one in chunk]
     length = len(str(folder / "x")) - 1
@@ -148,6 +165,12 @@ def describe_tree(folder: Path, root: Path) -> DataInfo:
     fingerprint = digest("d1", {"tree": listing})
     names = tuple(tree.classes)
     return DataInfo(str(folder), fingerprint, len(names), 3, len(tree.train), len(tree.test), root, names)
+
+
+def spread(num: int, most: int) -> list[int]:
+    """At most so many of the indices below `num`, evenly from first to last."""
+    found: list[int] = np.linspace(0, num - 1, min(num, most)).round().astype(int).tolist()
+    return found
 
 
 def _seen(file: Path, *, samples: bool) -> tuple[int, int]:
@@ -244,15 +267,23 @@ def every_tenth(labels: Sequence[int]) -> list[bool]:
 
 
 def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    pairs = []
+    pairs, others = [], []
     for label, name in enumerate(classes):
         # A link to nowhere is an image that is missing: it is counted where images are decoded.
-        files = sorted(f for f in _files_below(folder / name) if f.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(_files_below(folder / name))
+        files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+        others += [file for file in found if file.suffix.lower() not in IMAGE_SUFFIXES]
         if not files:
             raise DataError(
                 f"data {folder / name}: holds no image ({', '.join(IMAGE_SUFFIXES)}); every class needs one"
             )
         pairs += [(file, label) for file in files]
+    if others:
+        named = ", ".join(str(file.relative_to(folder)) for file in others[:_MAX_NAMED])
+        logger.warning(
+            "data %s: left out %d files whose names are not those of images (%s): %s%s",
+            folder, len(others), " ".join(IMAGE_SUFFIXES), named, ", ..." if len(others) > _MAX_NAMED else "",
+        )  # fmt: skip
     return pairs
 
 

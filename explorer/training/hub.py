@@ -20,11 +20,12 @@ import numpy as np
 
 from explorer.errors import BackendMissing, DataError
 from explorer.records import digest
-from explorer.training.folders import DataInfo, every_tenth
+from explorer.training.folders import DataInfo, every_tenth, spread
 from explorer.training.images import Encoded, OnImages, Part, PartName, Slot, cached, is_grey
 
 #: So many images' content is part of the fingerprint, spread evenly where there are more.
 MOST_SAMPLED: Final = 4096
+_SIZES_AT_ONCE: Final = 10_000
 #: So many images' headers tell whether the set is grey.
 _HEADERS: Final = 64
 _TEST_SPLITS: Final = ("test", "validation", "valid", "val")
@@ -45,6 +46,26 @@ class _Rows:
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise ValueError("no image")
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+    def sizes(self) -> np.ndarray:
+        """(n,) int64 bytes of every image file, -1 or 0 where there is none; the files' own content is not read."""
+        import pyarrow.compute as pc
+
+        found = []
+        for batch in self.split.with_format("arrow").iter(_SIZES_AT_ONCE):
+            images = batch[self.column].combine_chunks()
+            sizes = pc.binary_length(images.field("bytes")).to_pylist()
+            paths = images.field("path").to_pylist()
+            found += [_size_of(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
+        of_all = np.array(found, "<i8")
+        return of_all.take(self.indices)
+
+
+def _size_of(path: str | None) -> int:
+    try:
+        return -1 if path is None else Path(path).stat().st_size
+    except OSError:
+        return -1
 
 
 @dataclass(frozen=True)
@@ -222,16 +243,18 @@ def _require_in_range(info: DataInfo, part: PartName, rows: _Rows) -> None:
 
 
 def _fingerprint(rows: _Rows) -> dict[str, Any]:
-    """Of all labels, and of the files of up to MOST_SAMPLED images, spread evenly."""
-    step = max(1, -(-len(rows.labels) // MOST_SAMPLED))
+    """Of all labels, and of the files of up to MOST_SAMPLED images, spread evenly; of the sizes of all where there are more."""
     total = 0
-    for index in range(0, len(rows.labels), step):
+    for index in spread(len(rows.labels), MOST_SAMPLED):
         try:
             total = zlib.crc32(rows.content(index), total)
         except (OSError, ValueError):
             total = zlib.crc32(b"missing", total)  # decoding counts and names it
     labels = hashlib.sha256(rows.labels.astype("<i8").tobytes()).hexdigest()
-    return {"num": len(rows.labels), "labels": labels, "images": total}
+    found = {"num": len(rows.labels), "labels": labels, "images": total}
+    if len(rows.labels) > MOST_SAMPLED:
+        found["sizes"] = hashlib.sha256(rows.sizes().tobytes()).hexdigest()
+    return found
 
 
 def _is_grey(spec: str, rows: _Rows) -> bool:

@@ -336,11 +336,16 @@ class _Build:
         if lines and not lines[-1].endswith("\n"):
             del lines[-1]
             self.progress.write_text("".join(lines))
-        for line in lines:
-            done = json.loads(line)
-            self.hashes[done["rows"]] = np.array(done["hashes"], np.uint64)
-            self.is_done[done["rows"]] = True
-            self.is_done[[row for row, _ in done["bad"]]] = False
+        try:
+            for line in lines:
+                done = json.loads(line)
+                self.hashes[done["rows"]] = np.array(done["hashes"], np.uint64)
+                self.is_done[done["rows"]] = True
+                self.is_done[[row for row, _ in done["bad"]]] = False
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+            logger.warning("%s is damaged: all images are decoded anew", self.progress)
+            self.hashes[:], self.is_done[:] = 0, False
+            self.progress.unlink()
 
     def _decode(self, rows: np.ndarray, pool: ThreadPoolExecutor, file: Any) -> None:
         pixels = np.zeros((len(rows), *self.slot.shape), np.uint8)

@@ -61,7 +61,7 @@ def train(
 
     The module ends with the weights that were evaluated last. With a `checkpoint` the state is kept after epochs and
     resumed from; `until` stops after so many epochs of the recipe's schedule, and evaluates there. `acceleration` changes
-    the result by rounding at most. Raises TrainError when the loss or its gradient is no longer finite or memory runs out,
+    the result by rounding at most. Raises TrainError when loss, gradient or output is no longer finite or memory runs out,
     RecipeError when the kept state belongs to another training.
     """
     require_fit(recipe, split)
@@ -119,7 +119,7 @@ class _Loop:
             epoch, start = len(self.curve) + 1, time.perf_counter()
             is_last = epoch == num_epochs
             loss = self.train_epoch(epoch - 1)
-            accuracy = self.evaluate() if is_last or epoch % self.recipe.eval_every == 0 else None
+            accuracy = self.evaluate(epoch) if is_last or epoch % self.recipe.eval_every == 0 else None
             self.curve.append(Epoch(epoch, loss, accuracy, time.perf_counter() - start))
             if checkpoint is not None:
                 is_due = not is_last and time.perf_counter() - kept_at >= checkpoint.every_s
@@ -195,24 +195,28 @@ class _Loop:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def evaluate(self) -> float:
-        """Share of the evaluation images that are classified correctly."""
+    def evaluate(self, epoch: int) -> float:
+        """Share of the evaluation images that are classified correctly. Raises TrainError for an output that is not finite."""
         with self.as_evaluated():
             if self.has_others:
                 self.evaluated = _copied(self.module)
-            return self.accuracy()
+            return self.accuracy(epoch)
 
     @torch.inference_mode()
-    def accuracy(self) -> float:
-        """That of the module as it is now."""
+    def accuracy(self, epoch: int) -> float:
+        """That of the module as it is now, after so many epochs."""
         self.module.eval()
         correct = torch.zeros((), device=self.device)
+        is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         size = self.eval_batch
         for images, labels in zip(self.split.eval_images.split(size), self.split.eval_labels.split(size), strict=True):
             with autocast(self.recipe, self.device):
-                correct += (
-                    self.module(self.normalized(images.to(self.device))).argmax(1) == labels.to(self.device)
-                ).sum()
+                logits = self.module(self.normalized(images.to(self.device)))
+            is_finite &= logits.isfinite().all()
+            correct += (logits.argmax(1) == labels.to(self.device)).sum()
+        if not is_finite:  # the last step may break what no later step could tell
+            at = epoch * self.steps_per_epoch
+            raise TrainError(f"diverged: the output is not finite after step {at} (epoch {epoch}, seed {self.seed})")
         return float(correct) / len(self.split.eval_labels)
 
     @contextlib.contextmanager
@@ -284,7 +288,7 @@ class _Loop:
         if self.has_others:
             self.evaluated = {name: value.to(self.device) for name, value in state["module"].items()}
         if len(curve) == num_epochs and curve[-1].accuracy is None:
-            self.curve[-1] = replace(curve[-1], accuracy=self.evaluate())
+            self.curve[-1] = replace(curve[-1], accuracy=self.evaluate(len(curve)))
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:

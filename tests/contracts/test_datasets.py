@@ -692,6 +692,24 @@ def test_idx_labels_that_make_no_classification_are_refused(labels: list[int], t
     assert told in message
 
 
+@pytest.mark.parametrize("index", [1, 3], ids=["train", "test"])
+def test_idx_label_out_of_range_is_named_with_its_file(index: int, tmp_path: Path) -> None:
+    folder = write_idx(tmp_path / "set")
+    content = bytearray(gzip.decompress((folder / IDX_FILES[index]).read_bytes()))
+    highest = max(content[8:])
+    content[8 + 5] = 200
+    (folder / IDX_FILES[index]).write_bytes(gzip.compress(bytes(content)))
+    message = refused(folder)
+    assert f"{folder}: {IDX_FILES[index]}: " in message
+    if index == 1:
+        assert f"no training image of class {highest + 1}, but image 5 is of class 200" in message
+    else:
+        assert (
+            f"label 200 of test image 5 is out of range (1 are); allowed, by the training labels: 0 to {highest}"
+            in message
+        )
+
+
 def test_idx_files_of_one_class_are_refused(tmp_path: Path) -> None:
     folder = write_idx(tmp_path / "set", num_classes=1)
     assert str(folder) in refused(folder)
