@@ -380,6 +380,7 @@ def test_training_free_scores_leave_the_module_alone_and_are_the_same_twice(name
     module = model.build(arch, seed=0)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     images = torch.randn(8, 1, arch.image_size, arch.image_size, generator=torch.Generator().manual_seed(0))
+    assert naswot(module, images[[0, 1, 2, 3, 4, 5, 6, 0]]) == -math.inf, "one image twice"
     found = [
         (synflow(module, arch), naswot(module, images), grad_norm(module, images, torch.arange(8) % 4))
         for _ in range(2)

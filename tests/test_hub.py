@@ -247,6 +247,49 @@ def test_labels_that_make_no_classification_are_refused(labels: list[int | None]
 
 
 @pytest.mark.parametrize(
+    ("values", "kind", "names"),
+    [
+        ([7, 3, 10], "int64", ("3", "7", "10")),
+        (["bee", "ant", "cat"], "string", ("ant", "bee", "cat")),
+        ([True, False, True], "bool", ("False", "True")),
+    ],
+)
+def test_column_of_plain_values_is_that_of_the_labels_when_it_is_named(
+    values: list[Any], kind: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    def plain(rows: Any) -> Any:
+        column = [values[index % 3] for index in range(len(rows))]
+        return rows.remove_columns("kind").add_column("kind", column, feature=datasets.Value(kind))
+
+    spec = saved(tmp_path / "set", train=plain(split(42)), test=plain(split(9, 100)))
+    with pytest.raises(DataError, match=r"no columns of type ClassLabel among .*; choose one: .*,label=\w+"):
+        describe(spec, tmp_path)
+    info = describe(f"{spec},label=kind", tmp_path)
+    assert (info.class_names, info.num_classes) == (names, len(names))
+    data = loaded(f"{spec},label=kind", tmp_path)
+    for part, first in ((data.source.train, 0), (data.source.test, 100)):
+        found = dict(zip(part.images[:, 0, 0, 0].tolist(), part.labels.tolist(), strict=True))
+        assert found == {first + index: names.index(str(values[index % 3])) for index in range(len(found))}
+
+
+def test_plain_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    spec = saved(tmp_path / "names", train=split(42), test=split(9, 100))
+    with pytest.raises(DataError, match="name has 42 values in 42 rows: these are no classes"):
+        describe(f"{spec},label=name", tmp_path)
+
+    def plain(rows: Any, labels: list[int]) -> Any:
+        return rows.remove_columns("kind").add_column("kind", labels, feature=datasets.Value("int64"))
+
+    of_train = plain(split(42), [-1, *[1, 2] * 20, 1])
+    spec = saved(tmp_path / "unlabelled", train=of_train, test=plain(split(9, 100), [1] * 9))
+    with pytest.raises(DataError, match=r"label -1 of train row 0 is out of range \(1 are\); allowed: 0 to 1"):
+        loaded(f"{spec},label=kind", tmp_path)
+    spec = saved(tmp_path / "others", train=plain(split(42), [1, 2] * 21), test=plain(split(9, 100), [1] * 8 + [5]))
+    with pytest.raises(DataError, match=r"label -1 of test row 8 is out of range \(1 are\); allowed: 0 to 1"):
+        _ = loaded(f"{spec},label=kind", tmp_path).source.test
+
+
+@pytest.mark.parametrize(
     ("spec", "told"),
     [
         ("hf:", "names no set"),

@@ -7,6 +7,7 @@ whole networks, and NASWOT (Mellor et al. 2021, arXiv 2006.04647). All work on a
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ def naswot(module: nn.Module, images: Tensor) -> float:
             child.register_forward_pre_hook(count)
     with torch.no_grad():
         network(images)
+    if len(kernel.unique(dim=0)) < num_images:  # rounding would make something of it
+        return -math.inf
     return float(torch.linalg.slogdet(kernel).logabsdet)
 
 

@@ -3,15 +3,16 @@
     hf:NAME                 hf:NAME:CONFIG                hf:FOLDER
     hf:NAME,image=COLUMN,label=COLUMN
 
-The image and the label column are found by their types. The test part is the split `test` where it has labels, else the one
-for validation; where there is neither, every tenth image of a class is cut from the training split.
+The image and the label column are found by their types; one of whole numbers, truth values or texts must be named to be that of
+the labels. The test part is the split `test` where it has labels, else the one for validation; where there is neither, every
+tenth image of a class is cut from the training split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -129,20 +130,20 @@ def _read(spec: str, root: Path) -> _Hub:
     if "train" not in splits:
         raise DataError(f"data {spec}: no split 'train'; there are: {', '.join(splits)}")
     image, label = _columns(spec, splits["train"].features, columns)
-    train = _rows(spec, splits["train"], image, label)
-    class_names = tuple(splits["train"].features[label].names)
+    class_names = _class_names(spec, splits["train"], label)
+    train = _rows(spec, splits["train"], image, label, class_names)
     if len(class_names) < 2:
         raise DataError(f"data {spec}: {label} knows {len(class_names)} class; at least two are expected")
     for known in (known for known in _TEST_SPLITS if known in splits):
         split = splits[known]
         if image not in split.features or label not in split.features:
             continue
-        if tuple(getattr(split.features[label], "names", ())) != class_names:
+        if getattr(split.features[label], "names", None) != getattr(splits["train"].features[label], "names", None):
             raise DataError(
                 f"data {spec}: {label} of the split {known!r} does not name the classes that 'train' does, in their order; a "
                 "label must mean the same in both: mend or remove that split"
             )
-        test = _rows(spec, split, image, label)
+        test = _rows(spec, split, image, label, class_names)
         if (test.labels >= 0).any():  # the labels of a contest are kept back as -1
             return _Hub(class_names, train, test)
     tested = np.array(every_tenth(train.labels.tolist()), bool)
@@ -204,22 +205,51 @@ def _columns(spec: str, features: Mapping[str, Any], chosen: Mapping[str, str]) 
     found = []
     for key, kind in (("image", datasets.Image), ("label", datasets.ClassLabel)):
         fitting = [name for name, feature in features.items() if isinstance(feature, kind)]
-        column = chosen.get(key)
-        if column is not None and column not in fitting:
+        plain = [name for name, feature in features.items() if key == "label" and _is_plain(feature)]
+        column, allowed = chosen.get(key), fitting + plain
+        if column is not None and column not in allowed:
             raise DataError(
-                f"data {spec}: {key}={column} is no column of type {kind.__name__}; allowed: {', '.join(fitting) or 'none here'}"
+                f"data {spec}: {key}={column} is no column of type {kind.__name__}; allowed: {', '.join(allowed) or 'none here'}"
             )
         if column is None and len(fitting) != 1:
             told = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
             raise DataError(
                 f"data {spec}: {len(fitting) or 'no'} columns of type {kind.__name__} among {told}; "
-                + (f"choose one: {spec},{key}={fitting[0]}" if fitting else "such a set cannot be classified")
+                + (f"choose one: {spec},{key}={allowed[0]}" if allowed else "such a set cannot be classified")
             )
         found.append(column or fitting[0])
     return found[0], found[1]
 
 
-def _rows(spec: str, split: Any, image: str, label: str) -> _Rows:
+def _is_plain(feature: Any) -> bool:
+    """Whether a column's values may be classes, though nothing says so: whole numbers, truth values or texts."""
+    dtype = getattr(feature, "dtype", "")
+    return type(feature).__name__ == "Value" and (dtype in ("bool", "string", "large_string") or "int" in dtype)
+
+
+def _class_names(spec: str, split: Any, label: str) -> tuple[str, ...]:
+    """As the column names them, or its values in their order; numbers below 0 are none. Raises DataError where most values
+    stand once.
+    """
+    names = getattr(split.features[label], "names", None)
+    if names is not None:
+        return tuple(names)
+    values = split.select_columns([label]).with_format("arrow")[:][label].unique().drop_null().to_pylist()
+    if 2 * len(values) > len(split):
+        raise DataError(f"data {spec}: {label} has {len(values)} values in {len(split)} rows: these are no classes")
+    return tuple(str(value) for value in sorted(values) if isinstance(value, str) or value >= 0)
+
+
+def _numbers(labels: Any, feature: Any, class_names: Sequence[str]) -> np.ndarray:
+    """(n,) int64 numbers of the classes; -1 for what is none of them."""
+    if not _is_plain(feature):
+        numbers: np.ndarray = labels.to_numpy().astype(np.int64)
+        return numbers
+    number_of = {name: number for number, name in enumerate(class_names)}
+    return np.array([number_of.get(str(value), -1) for value in labels.to_pylist()], np.int64)
+
+
+def _rows(spec: str, split: Any, image: str, label: str, class_names: Sequence[str]) -> _Rows:
     import datasets
 
     plain = split.cast_column(image, datasets.Image(decode=False)).with_format(None)
@@ -228,7 +258,7 @@ def _rows(spec: str, split: Any, image: str, label: str) -> _Rows:
         raise DataError(
             f"data {spec}: {labels.null_count} of {len(labels)} rows have no {label}; every image needs one"
         )
-    numbers = labels.to_numpy().astype(np.int64)
+    numbers = _numbers(labels, split.features[label], class_names)
     return _Rows(plain.select_columns([image]), image, np.arange(len(numbers)), numbers)
 
 
