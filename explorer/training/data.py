@@ -103,7 +103,11 @@ def absolute(spec: str) -> str:
     """A folder under its full path, so that other commands find it from anywhere; else the spec as it is."""
     prefix = HUB if spec.startswith(HUB) else ""
     name, comma, columns = spec.removeprefix(prefix).partition("," if prefix else "\0")
-    return f"{prefix}{Path(name).resolve()}{comma}{columns}" if spec not in SOURCES and Path(name).is_dir() else spec
+    try:
+        is_folder = bool(name) and spec not in SOURCES and Path(name).is_dir()
+    except (OSError, ValueError):  # a name that no folder can have
+        is_folder = False
+    return f"{prefix}{Path(name).resolve()}{comma}{columns}" if is_folder else spec
 
 
 @cache
