@@ -617,7 +617,9 @@ def test_weights_of_a_network_that_differs_in_its_shift_alone_are_refused(folder
     assert "--to: recipe.yaml: cannot be made" in refused.stderr
 
 
-@pytest.mark.parametrize("data", ["tree", "hf:tree", "hf:tree,label=kind", "contours", "hf:some/set", "x" * 300, ""])
+@pytest.mark.parametrize(
+    "data", ["tree", "hf:tree", "hf:tree:some,label=kind", "contours", "hf:some/set", "x" * 300, ""]
+)
 def test_run_file_holds_the_full_path_of_a_folder_of_images(data: str, folder: Path) -> None:
     for name in ("tree", "contours"):  # a folder that has a set's name is not that set
         (folder / name).mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import sqlite3
 import struct
@@ -23,9 +24,9 @@ from typer.testing import CliRunner, Result
 from explorer import latency
 from explorer.arch import parse_name
 from explorer.cli import _Boundary
-from explorer.cli.fidelity import fidelity
+from explorer.cli.fidelity import _of_pairs, fidelity
 from explorer.errors import DataError
-from explorer.fidelity import plan_for, trainings, truth_of_paper
+from explorer.fidelity import plan_for, rank_report, trainings, truth_of_paper
 from explorer.records import MAX_ATTEMPTS, Failure, Score
 from explorer.space import Space
 from explorer.store import Store
@@ -322,3 +323,13 @@ def test_network_of_the_database_is_known_by_its_id() -> None:
     Path("own.csv").write_text("arch_id,accuracy\na1-000000000000,0.8\na1-1,0.7\n")
     result = run(*OWN, "--epochs", 1, "--storage", "ids.db", code=2)
     assert "line 2: arch_id: 'a1-000000000000' is no architecture of the database" in result.stderr
+
+
+def test_figure_of_a_ranker_that_has_fewer_pairs_says_so() -> None:
+    truth = truth_of_paper(("table4",))
+    scores = {arch.id: [float(number)] for number, arch in enumerate(truth.archs)}
+    proxy = rank_report(truth, scores)
+    assert re.fullmatch(r"\d\.\d{3}", _of_pairs(proxy, proxy))
+    fewer = rank_report(truth, {**scores, truth.archs[0].id: [float("nan")]})
+    assert re.fullmatch(rf"\d\.\d{{3}} \({fewer.num_pairs} pairs\)", _of_pairs(fewer, proxy))
+    assert 0 < fewer.num_pairs < proxy.num_pairs

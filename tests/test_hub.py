@@ -284,9 +284,12 @@ def test_plain_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     spec = saved(tmp_path / "unlabelled", train=of_train, test=plain(split(9, 100), [1] * 9))
     with pytest.raises(DataError, match=r"label -1 of train row 0 is out of range \(1 are\); allowed: 0 to 1"):
         loaded(f"{spec},label=kind", tmp_path)
-    spec = saved(tmp_path / "others", train=plain(split(42), [1, 2] * 21), test=plain(split(9, 100), [1] * 8 + [5]))
-    with pytest.raises(DataError, match=r"label -1 of test row 8 is out of range \(1 are\); allowed: 0 to 1"):
-        _ = loaded(f"{spec},label=kind", tmp_path).source.test
+    of_train = plain(split(42), [1, 2] * 21)
+    spec = saved(tmp_path / "others", train=of_train, test=plain(split(9, 100), [1] * 8 + [5]))
+    with pytest.raises(DataError, match=r"5 of row 8 of a split is no value that kind has in 'train'; mend the labels"):
+        describe(f"{spec},label=kind", tmp_path)
+    spec = saved(tmp_path / "kept-back", train=of_train, test=plain(split(9, 100), [-1] * 9))
+    assert describe(f"{spec},label=kind", tmp_path).num_test == 4, "a tenth of every class"
 
 
 @pytest.mark.parametrize(

@@ -278,11 +278,45 @@ def test_study_of_another_seed_comes_beside_ours(ours: Store, theirs: Store, cap
     assert len(ours.candidates(study)) == 2
 
 
+def test_studies_of_two_seeds_that_are_merged_both_ways_stay_two(ours: Store, theirs: Store) -> None:
+    add_study(ours, seed=1)
+    add_study(theirs, seed=2)
+    for _ in range(2):
+        merge(ours, theirs.url)
+        merge(theirs, ours.url)
+    assert sorted((study.name, study.seed) for study in ours.studies()) == [("one", 1), ("one-seed2", 2)]
+    assert sorted((study.name, study.seed) for study in theirs.studies()) == [("one", 2), ("one-seed1", 1)]
+
+
+def test_two_studies_that_become_one_have_the_front_of_neither(ours: Store, theirs: Store) -> None:
+    add_study(ours)
+    for number, name in enumerate(("one", "one-seed5")):
+        add_study(theirs, name=name, seed=5)
+        theirs.add_front(FrontRecord(name, 1 + number, (ARCH.id,), 0.5, 5.0))
+    merge(ours, theirs.url)
+    assert sorted(study.name for study in ours.studies()) == ["one", "one-seed5"]
+    assert ours.fronts("one-seed5") == []
+
+
+@pytest.mark.parametrize("diverged_here", [True, False])
+def test_candidate_that_diverged_in_one_of_them_has_diverged(diverged_here: bool, ours: Store, theirs: Store) -> None:
+    failure = Failure(ARCH.id, str(replace(KEY, seed=1)), "diverged", "the loss is nan", "2026")
+    for store, has_diverged in ((ours, diverged_here), (theirs, not diverged_here)):
+        add_study(store)
+        if has_diverged:
+            store.add_failure(ARCH, failure)
+        member(store, ARCH, "failed" if has_diverged else "complete", failure=failure if has_diverged else None)
+    for _ in range(2):
+        merge(ours, theirs.url)
+        (candidate,) = ours.candidates(ours.study("one"))
+        assert (candidate.outcome, candidate.failure) == ("failed", failure)
+
+
 def test_study_that_has_no_name_for_its_seed_is_refused(ours: Store, theirs: Store) -> None:
     add_study(ours)
     add_study(theirs, seed=5)
     add_study(theirs, name="one-seed5", seed=6)
-    with pytest.raises(StoreError, match=r"'one-seed5' .* seed: 6 there, 5 here; nothing was merged"):
+    with pytest.raises(StoreError, match=r"'one-seed5' .* there: seed: 6 there, 5 here; nothing was merged"):
         merge(ours, theirs.url)
     long = "x" * 197
     add_study(ours, name=long)
@@ -291,6 +325,13 @@ def test_study_that_has_no_name_for_its_seed_is_refused(ours: Store, theirs: Sto
     with pytest.raises(StoreError, match="longer than 200 characters; nothing was merged"):
         merge(ours, theirs.url)
     assert len(ours.studies()) == 2
+    theirs.delete_study(long)
+    add_study(ours, name="one-seed5", seed=7)
+    with pytest.raises(
+        StoreError, match=r"'one' .* there than 'one-seed5' here, as it would be called: seed: 5 there, 7 here"
+    ):
+        merge(ours, theirs.url)
+    assert len(ours.studies()) == 3
 
 
 def test_database_is_made_when_the_other_could_be_opened(tmp_path: Path, theirs: Store) -> None:

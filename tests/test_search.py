@@ -656,6 +656,22 @@ def test_optuna_study_of_another_program_is_left_alone(
     assert store.studies() == []
 
 
+@pytest.mark.parametrize("state", ["running", "waiting", "none"])
+def test_optuna_study_of_another_program_that_has_finished_nothing_is_left_alone(
+    state: str, space: Space, plan: Plan, store: Store, fast_measurement: list[str]
+) -> None:
+    theirs = optuna.create_study(study_name="theirs", storage=store.url, directions=["maximize", "minimize"])
+    if state == "running":
+        theirs.ask({"x": FloatDistribution(0, 1)})
+    elif state == "waiting":
+        theirs.enqueue_trial({"x": 0.5})
+    with pytest.raises(StoreError, match="'theirs' is another program's Optuna study"):
+        search.run(space, Evaluator(plan), store, trials=2, study="theirs")
+    assert store.studies() == []
+    assert theirs.metric_names is None
+    assert [trial.state.name.lower() for trial in theirs.trials] == [state] * (state != "none")
+
+
 @pytest.mark.parametrize("looks", ["single", "two", "named"])
 def test_optuna_study_of_another_program_survives_one_of_ours_that_got_its_name(
     looks: str,

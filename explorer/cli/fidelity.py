@@ -315,15 +315,17 @@ def _ranker_table(report: Report) -> Table:
     table.add_row("  single comparisons", *(_stated(p) for p in proxies), "", end_section=True)
     for name in report.sections[0].rankings:
         if name != PROXY:
-            rankings = [section.rankings[name] for section in report.sections]
-            table.add_row(
-                name, *(_figure(r.concordance) for r in rankings), _figure(report.ranker_seconds.get(name), 1)
-            )
+            found = (_of_pairs(section.rankings[name], section.rankings[PROXY]) for section in report.sections)
+            table.add_row(name, *found, _figure(report.ranker_seconds.get(name), 1))
     return table
 
 
 def _figure(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _of_pairs(found: Ranking, proxy: Ranking) -> str:
+    return _figure(found.concordance) + f" ({found.num_pairs} pairs)" * (found.num_pairs != proxy.num_pairs)
 
 
 def _range(interval: tuple[float, float] | None) -> str:

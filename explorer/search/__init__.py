@@ -186,8 +186,9 @@ def delete(store: Store, name: str) -> None:
 
 def _require_not_foreign(store: Store, name: str) -> None:
     """Raises StoreError where Optuna's tables hold a study of this name that is not ours."""
+    is_known = name in [study.name for study in store.studies()]
     with opened(store) as storage:
-        if name in optuna.get_all_study_names(storage) and not is_ours(storage, name):
+        if name in optuna.get_all_study_names(storage) and not (is_known and is_ours(storage, name)):
             raise StoreError(
                 f"study: {name!r} is another program's Optuna study in this database; give another --study"
             )

@@ -148,8 +148,7 @@ def is_ours(storage: RDBStorage, name: str) -> bool:
         return False
     if study.metric_names not in (None, METRIC_NAMES):  # None where a search was killed before it named them
         return False
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return all("arch_id" in trial.user_attrs for trial in finished)
+    return all("arch_id" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
 def _let_go(storage: RDBStorage) -> None:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from explorer.store.database import BUSY_TIMEOUT_S, Database, file_of, insert
 from explorer.store.rows import failure_of, failure_values, score_of
 
 logger = logging.getLogger(__name__)
-#: Where two databases hold the same candidate of a study, the outcome further on in this order wins.
+#: Where two databases hold the same candidate of a study, the outcome further on in this order wins, and a divergence over all.
 FURTHER: Final = ("pending", "failed", "gated", "stopped", "complete")
 
 
@@ -85,7 +86,7 @@ def _merge_from(store: Store, database: Database) -> Merged:
     if not database.is_file:
         _require_another(store, database)
     with database.reading() as there, ExitStack() as held:
-        ours = {study.name: study.seed for study in store.studies()}
+        ours = {study.name: (study.seed, study.identity) for study in store.studies()}
         for name in sorted({name for _, name in _studies(there, ours)} & ours.keys()):
             held.enter_context(store.alone(name))  # a running search would not see what comes in, and write over it
         with store.database.writing() as here:
@@ -104,8 +105,8 @@ def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
 def _merge(here: Connection, there: Connection) -> Merged:
     # In the order in which every transaction of ours takes its locks, so that none waits for the other.
     known = {row["name"]: row for row in facts.rows_of(here, sa.select(schema.searches))}
-    theirs = _studies(there, {name: row["seed"] for name, row in known.items()})
-    here_as = dict(known)
+    theirs = _studies(there, {name: (row["seed"], row["identity"]) for name, row in known.items()})
+    here_as, number_of = dict(known), Counter(name for _, name in theirs)
     for study, name in theirs:
         _require_same(here_as.setdefault(name, study), study, name)
         if name != study["name"]:
@@ -119,20 +120,27 @@ def _merge(here: Connection, there: Connection) -> Merged:
     merged += Merged(studies=_add_absent(here, schema.searches, [{**study, "name": name} for study, name in theirs]))
     for study, name in theirs:
         merged += Merged(members=_add_members(here, there, study["name"], name))
-        if name not in known:
+        if name not in known and number_of[name] == 1:
             _add_absent(here, schema.fronts, _of_study(there, schema.fronts, study["name"], name))
         verified = _of_study(there, schema.verifications, study["name"], name)
         merged += Merged(verifications=_add_absent(here, schema.verifications, verified))
     return merged
 
 
-def _studies(there: Connection, seeds: Mapping[str, int]) -> list[tuple[dict[str, Any], str]]:
-    """The studies there, each with its name here; `seeds`: those of ours."""
+def _studies(there: Connection, ours: Mapping[str, tuple[int, Any]]) -> list[tuple[dict[str, Any], str]]:
+    """The studies there, each with its name here; `ours`: seeds and identities of ours by name."""
     rows = facts.rows_of(there, sa.select(schema.searches).order_by(schema.searches.c.name))
-    return [
-        (row, row["name"] if seeds.get(row["name"], row["seed"]) == row["seed"] else f"{row['name']}-seed{row['seed']}")
-        for row in rows
-    ]
+    return [(row, _name_here(row, ours)) for row in rows]
+
+
+def _name_here(study: dict[str, Any], ours: Mapping[str, tuple[int, Any]]) -> str:
+    """That of the same study of ours, whichever of both was renamed; else its own, with its seed where ours has another."""
+    name, seed = str(study["name"]), study["seed"]
+    plain = name.removesuffix(f"-seed{seed}")
+    for one in (name, plain, f"{plain}-seed{seed}"):
+        if ours.get(one) == (seed, study["identity"]):
+            return one
+    return name if ours.get(name, (seed, None))[0] == seed else f"{name}-seed{seed}"
 
 
 def _of_study(there: Connection, table: sa.Table, study: str, name: str) -> list[dict[str, Any]]:
@@ -145,13 +153,15 @@ def _require_same(ours: dict[str, Any], study: dict[str, Any], name: str) -> Non
     if ours["seed"] != study["seed"]:
         found.append(f"seed: {study['seed']} there, {ours['seed']} here")
     if found:
+        like = "" if name == study["name"] else f" than {name!r} here, as it would be called"
         raise StoreError(
-            f"study: {name!r} was made with another setting there: {'; '.join(found)}; nothing was merged; "
+            f"study: {study['name']!r} was made with another setting there{like}: {'; '.join(found)}; nothing was merged; "
             "delete or search one of them under another name (--study)"
         )
     if len(name) > schema.MAX_NAME:
         raise StoreError(
-            f"study: {name!r}, as one of another seed would be called here, is longer than {schema.MAX_NAME} characters; "
+            f"study: {study['name']!r}: as one of another seed it would be called {name!r} here, longer than {schema.MAX_NAME} "
+            "characters; "
             "nothing was merged; merge into a new database"
         )
 
@@ -232,7 +242,7 @@ def _add_members(here: Connection, there: Connection, study: str, name: str) -> 
             position, changed = position + 1, changed + 1
             continue
         spent = {name: max(known[name], row[name]) for name in ("spent_epochs", "spent_s")}
-        further = _progress(row) > _progress(known)
+        further = _progress(here, row) > _progress(here, known)
         changed += further
         if further or any(spent[name] > known[name] for name in spent):
             values = {**(row if further else known), **spent, **{name: known[name] for name in ("position", "in_work")}}
@@ -242,8 +252,10 @@ def _add_members(here: Connection, there: Connection, study: str, name: str) -> 
     return changed
 
 
-def _progress(member: dict[str, Any]) -> tuple[int, int, int]:
-    return FURTHER.index(member["outcome"]), member["epochs"], member["seeds"]
+def _progress(here: Connection, member: dict[str, Any]) -> tuple[int, int, int]:
+    failure = None if member["failure_key"] is None else facts.find_failure(here, member["failure_key"])
+    has_diverged = failure is not None and failure.kind == "diverged"  # from a seed that the other has not trained
+    return len(FURTHER) if has_diverged else FURTHER.index(member["outcome"]), member["epochs"], member["seeds"]
 
 
 def _all(connection: Connection, table: sa.Table) -> list[dict[str, Any]]:

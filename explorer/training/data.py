@@ -102,12 +102,15 @@ class Data:
 def absolute(spec: str) -> str:
     """A folder under its full path, so that other commands find it from anywhere; else the spec as it is."""
     prefix = HUB if spec.startswith(HUB) else ""
-    name, comma, columns = spec.removeprefix(prefix).partition("," if prefix else "\0")
-    try:
-        is_folder = bool(name) and spec not in SOURCES and Path(name).is_dir()
-    except (OSError, ValueError):  # a name that no folder can have
-        is_folder = False
-    return f"{prefix}{Path(name).resolve()}{comma}{columns}" if is_folder else spec
+    whole, comma, columns = spec.removeprefix(prefix).partition("," if prefix else "\0")
+    before, colon, config = whole.partition(":" if prefix else "\0")
+    for name, rest in ((whole, f"{comma}{columns}"), (before, f"{colon}{config}{comma}{columns}")):
+        try:
+            if name and spec not in SOURCES and Path(name).is_dir():
+                return f"{prefix}{Path(name).resolve()}{rest}"
+        except (OSError, ValueError):  # a name that no folder can have
+            continue
+    return spec
 
 
 @cache

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -279,12 +280,16 @@ def _images_below(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
             )
         pairs += [(file, label) for file in files]
     if others:
-        named = ", ".join(str(file.relative_to(folder)) for file in others[:_MAX_NAMED])
-        logger.warning(
-            "data %s: left out %d files whose names are not those of images (%s): %s%s",
-            folder, len(others), " ".join(IMAGE_SUFFIXES), named, ", ..." if len(others) > _MAX_NAMED else "",
-        )  # fmt: skip
+        _warn_of_others(folder, len(others), tuple(str(file.relative_to(folder)) for file in others[:_MAX_NAMED]))
     return pairs
+
+
+@cache
+def _warn_of_others(folder: Path, number: int, names: tuple[str, ...]) -> None:
+    logger.warning(
+        "data %s: left out %d files whose names are not those of images (%s): %s%s",
+        folder, number, " ".join(IMAGE_SUFFIXES), ", ".join(names), ", ..." if number > len(names) else "",
+    )  # fmt: skip
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

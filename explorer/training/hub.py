@@ -54,10 +54,10 @@ class _Rows:
 
         found = []
         for batch in self.split.with_format("arrow").iter(_SIZES_AT_ONCE):
-            images = batch[self.column].combine_chunks()
-            sizes = pc.binary_length(images.field("bytes")).to_pylist()
-            paths = images.field("path").to_pylist()
-            found += [_size_of(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
+            for images in batch[self.column].chunks:  # to combine them would copy the files
+                sizes = pc.binary_length(images.field("bytes")).to_pylist()
+                paths = images.field("path").to_pylist()
+                found += [_size_of(path) if size is None else size for size, path in zip(sizes, paths, strict=True)]
         of_all = np.array(found, "<i8")
         return of_all.take(self.indices)
 
@@ -240,13 +240,19 @@ def _class_names(spec: str, split: Any, label: str) -> tuple[str, ...]:
     return tuple(str(value) for value in sorted(values) if isinstance(value, str) or value >= 0)
 
 
-def _numbers(labels: Any, feature: Any, class_names: Sequence[str]) -> np.ndarray:
-    """(n,) int64 numbers of the classes; -1 for what is none of them."""
+def _numbers(spec: str, label: str, labels: Any, feature: Any, class_names: Sequence[str]) -> np.ndarray:
+    """(n,) int64 numbers of the classes; -1 for what is kept back. Raises DataError for what is no class."""
     if not _is_plain(feature):
         numbers: np.ndarray = labels.to_numpy().astype(np.int64)
         return numbers
     number_of = {name: number for number, name in enumerate(class_names)}
-    return np.array([number_of.get(str(value), -1) for value in labels.to_pylist()], np.int64)
+    values = labels.to_pylist()
+    for row, value in enumerate(values):
+        if str(value) not in number_of and (isinstance(value, str) or value >= 0):
+            raise DataError(
+                f"data {spec}: {value!r} of row {row} of a split is no value that {label} has in 'train'; mend the labels"
+            )
+    return np.array([number_of.get(str(value), -1) for value in values], np.int64)
 
 
 def _rows(spec: str, split: Any, image: str, label: str, class_names: Sequence[str]) -> _Rows:
@@ -258,7 +264,7 @@ def _rows(spec: str, split: Any, image: str, label: str, class_names: Sequence[s
         raise DataError(
             f"data {spec}: {labels.null_count} of {len(labels)} rows have no {label}; every image needs one"
         )
-    numbers = _numbers(labels, split.features[label], class_names)
+    numbers = _numbers(spec, label, labels, split.features[label], class_names)
     return _Rows(plain.select_columns([image]), image, np.arange(len(numbers)), numbers)
 
 

@@ -332,11 +332,13 @@ class _Build:
         if not self.unfinished.exists():
             self.progress.unlink(missing_ok=True)
             self.unfinished.touch()
-        lines = self.progress.read_text().splitlines(keepends=True) if self.progress.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            del lines[-1]
-            self.progress.write_text("".join(lines))
+        if not self.progress.exists():
+            return
         try:
+            lines = self.progress.read_text().splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):
+                del lines[-1]
+                self.progress.write_text("".join(lines))
             for line in lines:
                 done = json.loads(line)
                 self.hashes[done["rows"]] = np.array(done["hashes"], np.uint64)
