@@ -31,7 +31,7 @@ from explorer.search import Progress
 from explorer.search.fronts import StudyFront
 from explorer.search.pace import Pace
 from explorer.search.sampling import SAMPLERS, distributions
-from explorer.search.trials import Trials
+from explorer.search.trials import Trials, opened
 from explorer.space import Space
 from explorer.store import Store
 from explorer.store.merge import merge
@@ -531,12 +531,18 @@ def test_trial_that_an_earlier_version_left_running_is_closed_and_its_architectu
     space: Space, plan: Plan, store: Store, fast_measurement: list[str]
 ) -> None:
     record = search.run(space, Evaluator(plan), store, trials=2)
-    study = optuna.load_study(study_name=record.name, storage=store.url)
-    study.enqueue_trial(space.point(next(a for a in space.archs() if a.id not in fast_measurement)) or {})
-    running = study.ask(distributions(space))
+    unseen = next(arch for arch in space.archs() if arch.id not in fast_measurement)
+    template = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING,
+        params=space.point(unseen),
+        distributions=distributions(space),
+        user_attrs={"arch_id": unseen.id},
+    )
+    with opened(store) as storage:
+        storage.create_new_trial(storage.get_study_id_from_name(record.name), template_trial=template)
     search.run(space, Evaluator(plan), store, trials=3)
-    assert optuna_trials(store, record.name)[running.number].state.name == "FAIL"
-    assert store.candidates(record)[2].arch == space.arch(running.params)
+    assert [trial.state.name for trial in optuna_trials(store, record.name)] == ["COMPLETE"] * 2 + ["FAIL", "COMPLETE"]
+    assert store.candidates(record)[2].arch == unseen
 
 
 def test_bug_of_ours_stops_the_study_and_keeps_what_was_finished(
