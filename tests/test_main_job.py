@@ -155,19 +155,20 @@ def test_killed_search_goes_on_and_does_nothing_again(tmp_path: Path, fashion_mn
         assert connection.execute("SELECT count(*) FROM members").fetchone() == (TRIALS,)
         assert connection.execute("SELECT count(*) FROM latencies").fetchone() == (TRIALS,)
         assert connection.execute("SELECT count(*) FROM scores").fetchone() == (TRIALS,)
+        members = {arch_id for (arch_id,) in connection.execute("SELECT arch_id FROM members")}
+        (accuracy,) = connection.execute("SELECT max(accuracy) FROM scores").fetchone()
     connection.close()
+    assert accuracy > 0.2, "chance is 0.1"
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{database}")
     states = [trial.state.name for trial in study.trials]
     assert "RUNNING" not in states
     complete = [trial.user_attrs["arch_id"] for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert len(set(complete)) == TRIALS
+    assert set(complete) == members - invalid_in(tmp_path), "all but what a busy machine has left to be measured again"
     assert {arch for arch in complete if complete.count(arch) > 1} <= invalid
-    accuracies = [trial.values[0] for trial in study.trials if trial.state.name == "COMPLETE"]
-    assert max(accuracies) > 0.2, "chance is 0.1"
-    _dashboard_opens(database)
+    _dashboard_opens(database, len(study.trials))
 
 
-def _dashboard_opens(database: Path) -> None:
+def _dashboard_opens(database: Path, num_trials: int) -> None:
     """optuna-dashboard's own server code reads the file and knows the objectives' names."""
     from optuna_dashboard import wsgi
 
@@ -184,7 +185,7 @@ def _dashboard_opens(database: Path) -> None:
     (summary,) = get("/api/studies")["study_summaries"]
     detail = get(f"/api/studies/{summary['study_id']}")
     assert detail["objective_names"] == ["accuracy", "latency_ms"]
-    assert len(detail["trials"]) >= TRIALS
+    assert len(detail["trials"]) == num_trials
 
 
 @pytest.mark.parametrize(
