@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for the installation of torch and torchvision, as for their CPU build (see README).
 TORCH_ARGS ?=
+# Processes that run the tests, a file at a time each. Latencies taken beside other work are found to be disturbed, and repeated.
+TEST_JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 
 ## Everything the tests use, then the tests.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 ## Style, types, import layers.
 check: $(VENV)/.installed-dev
