@@ -59,7 +59,8 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type) if is_scaled else None
         self.forward: Callable[[Tensor], Tensor] = module
         if acceleration.compiled:
-            self.forward = torch.compile(module, options={"fallback_random": True})
+            # Sizes as numbers: where another network was compiled before, torch makes them symbols, and compiles for minutes.
+            self.forward = torch.compile(module, dynamic=False, options={"fallback_random": True})
         self.is_recordable = acceleration.graphs and device.type == "cuda" and not is_scaled and recipe.accumulate == 1
         # A checkpointed block keeps the state of the random numbers on the CPU, which a graph cannot do.
         self.is_recordable &= not any(getattr(part, "checkpointing", False) for part in module.modules())
