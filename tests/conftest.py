@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -30,6 +31,17 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(autouse=True)
+def log_of_the_library() -> None:
+    """As nobody has set it: a command of an earlier test, `--quiet` say, sets it up for its whole process."""
+    library = logging.getLogger("explorer")
+    for handler in library.handlers:
+        handler.close()
+    library.handlers.clear()
+    library.propagate = True
+    library.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
