@@ -156,6 +156,20 @@ def test_study_lists_its_own_and_all_lists_every_failure_once(database: Store) -
     assert f"no study of this database would do it again: {beyond.key}" in failures("--all").stdout
 
 
+def test_further_seed_of_a_member_that_did_not_fail_is_listed_and_can_be_forgotten(database: Store) -> None:
+    database.add_member("first", Candidate(BASE, "complete"), score_key(BASE))
+    add(database, None, BASE, "crash", key=str(score_key(BASE, seed=8)), times=3)
+    add(database, None, BASE, "crash", key=str(score_key(BASE, recipe_id="r1-longer", seed=8)))
+    add(database, None, SMALL, "crash", key=str(score_key(SMALL, seed=8)))
+    (row,) = document("--study", "first")["failures"]
+    assert (row["arch_id"], row["step"], row["attempts"], row["is_tried_again"]) == (BASE.id, "training", 3, False)
+    assert "--seed 8 " in row["command"]
+    assert document("--study", "second one")["failures"] == []
+    assert document("--study", "first", "--forget", "--yes")["forgotten"] == 1
+    assert len(database.failures()) == 2
+    assert [c.outcome for c in database.candidates(database.study("first"))] == ["complete"]
+
+
 def test_forgotten_failures_are_tried_again(database: Store) -> None:
     add(database, "first", FREE, "build")
     add(database, "first", BASE, "timeout", times=3)

@@ -880,9 +880,9 @@ def test_stored_hypervolume_follows_more_seeds(
     assert after.hypervolume == pytest.approx((candidate.accuracy or 0.0) / 2) != before.hypervolume
 
 
-def failing_second_seed(plan: Plan, failing: Arch, kind: str) -> Evaluator:
-    """Trains, but one network's proxy from the second seed ends so the first time."""
-    evaluator, left = Evaluator(plan), [1]
+def failing_second_seed(plan: Plan, failing: Arch, kind: str, times: int = 1) -> Evaluator:
+    """Trains, but one network's proxy from the second seed ends so the first times."""
+    evaluator, left = Evaluator(plan), [times]
     train = evaluator.steps.train
 
     def train_or_fail(arch: Arch, key: ScoreKey, on_epoch: Callable[[Epoch], None] | None) -> Score:
@@ -904,6 +904,23 @@ def test_further_seed_that_the_machine_failed_is_trained_again_at_the_end(
     record = search.run(space, failing_second_seed(plan, space.base, "out_of_memory"), store, trials=3, seeds=2)
     assert [len(candidate.scores) for candidate in store.candidates(record)] == [2] * 3
     assert store.failures() == []
+
+
+def test_further_seed_that_was_given_up_is_trained_once_its_failure_is_forgotten(
+    space: Space, plan: Plan, store: Store, bench: Bench
+) -> None:
+    def run(times: int) -> list[int]:
+        evaluator = failing_second_seed(plan, space.base, "crash", times)
+        record = search.run(space, evaluator, store, trials=3, seeds=2)
+        return [len(candidate.scores) for candidate in store.candidates(record)]
+
+    search.run(space, Evaluator(plan), store, trials=3)
+    assert run(MAX_ATTEMPTS) == [1, 2, 2]
+    assert run(0) == [1, 2, 2], "given up"
+    ((arch, failure),) = store.failures()
+    assert (arch, failure.attempts) == (space.base, MAX_ATTEMPTS)
+    store.forget_failures([failure.key])
+    assert run(0) == [2] * 3
 
 
 @pytest.mark.parametrize("is_grown", [True, False])

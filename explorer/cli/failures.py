@@ -58,12 +58,19 @@ def _rows(store: Store, record: StudyRecord | None, storage: str) -> list[dict[s
     studies = [record] if record is not None else store.studies()
     members = {study.name: {failure.key for _, failure in store.failures(study.name)} for study in studies}
     rows: dict[str, dict[str, Any]] = {}
-    for arch, failure in store.failures(None if record is None else record.name):
+    found = store.failures() if record is None else [*store.failures(record.name), *_beside(store, record)]
+    for arch, failure in found:
         holder = next((study for study in studies if failure.key in members[study.name]), None)
         holder = holder or next((study for study in studies if _would_repeat(study, failure)), None)
         rows.setdefault(failure.key, _row(arch, failure, holder, _place(store, storage)))
     counts = Counter(row["kind"] for row in rows.values())
     return sorted(rows.values(), key=lambda row: (-counts[row["kind"]], row["kind"]))
+
+
+def _beside(store: Store, study: StudyRecord) -> list[tuple[Arch, Failure]]:
+    """Failures of members that did not make them fail: a further seed that was given up, say."""
+    members = {candidate.arch.id for candidate in store.candidates(study)}
+    return [each for each in store.failures() if each[0].id in members and _would_repeat(study, each[1])]
 
 
 def _row(arch: Arch, failure: Failure, study: StudyRecord | None, storage: str) -> dict[str, Any]:
