@@ -110,9 +110,16 @@ class MeasureError(TrialError):
 
 
 class TrainError(TrialError):
-    """Training did not end with a usable model; kind `diverged` or `out_of_memory`."""
+    """Training did not end with a usable model; kind `diverged` or `out_of_memory`.
+
+    `diverged_at`: the optimizer step, counted from 1 over all epochs, after which loss, gradient or output was not finite.
+    """
 
     kind = "diverged"
+
+    def __init__(self, message: str, kind: str | None = None, diverged_at: int | None = None) -> None:
+        super().__init__(message, kind)
+        self.diverged_at = diverged_at
 
 
 class DeviceLost(TrialError):

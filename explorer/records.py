@@ -201,7 +201,8 @@ def latency_key(arch_id: str, target_id: str) -> str:
 class Failure:
     """Why an architecture has no latency or no score. `key` names the fact that is missing (target or score key).
 
-    `attempts`: how often the step was tried; counted by the store.
+    `attempts`: how often the step was tried; counted by the store. `diverged_at`: of a training that diverged, the optimizer
+    step, counted from 1 over all epochs.
     """
 
     arch_id: str
@@ -210,6 +211,7 @@ class Failure:
     message: str
     failed_at: str = ""
     attempts: int = 1
+    diverged_at: int | None = None
 
     @property
     def is_passing(self) -> bool:

@@ -79,8 +79,9 @@ def candidate_row(candidate: Candidate, base: Latency | None) -> Row:
 
 
 def failure_fields(failure: Failure | None) -> Row | None:
-    """What a row holds of a failure: its class (`kind`), the step that failed, why, and how often that was tried."""
-    names = ("kind", "step", "message", "attempts", "failed_at")
+    """What a row holds of a failure: its class (`kind`), the step that failed, why, how often that was tried, and the optimizer
+    step at which a training diverged."""
+    names = ("kind", "step", "message", "diverged_at", "attempts", "failed_at")
     return None if failure is None else {name: getattr(failure, name) for name in names}
 
 

@@ -24,7 +24,7 @@ RECIPE = {"epochs": 3}
 BASE, FREE, SMALL = PRESETS["Swin-T"], PRESETS["Swin-Free-T"], PRESETS["Swin-S"]
 ROW_FIELDS = {
     "arch_id", "name", "step", "kind", "is_transient", "attempts", "max_attempts", "is_tried_again", "message", "failed_at",
-    "key", "command",
+    "key", "command", "diverged_at",
 }  # fmt: skip
 
 

@@ -240,7 +240,8 @@ def test_architecture_that_failed_in_one_study_stands_in_the_documents_with_its_
 def diverged(
     arch: Arch, ms: float, message: str = "diverged: the loss is nan by step 7 (epoch 1, seed 0)"
 ) -> Candidate:
-    failure = Failure(arch.id, f"score:{arch.id}/r1-x/d1-x/3/0", "diverged", message, "2026-01-02T03:04:05+00:00")
+    key, at = f"score:{arch.id}/r1-x/d1-x/3/0", "2026-01-02T03:04:05+00:00"
+    failure = Failure(arch.id, key, "diverged", message, at, diverged_at=7)
     return Candidate(arch, "failed", measured(arch, ms), failure=failure)
 
 
@@ -263,6 +264,7 @@ def test_document_lists_what_diverged_by_latency_and_why() -> None:
         "kind": "diverged",
         "step": "training",
         "message": "diverged: the loss is nan by step 7 (epoch 1, seed 0)",
+        "diverged_at": 7,
         "attempts": 1,
         "failed_at": "2026-01-02T03:04:05+00:00",
     }

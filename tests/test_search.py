@@ -501,7 +501,9 @@ def test_training_that_diverges_is_a_result_not_a_crash(
     record = search.run(space, Evaluator(wild), store, trials=2)
     candidates = store.candidates(record)
     assert [c.outcome for c in candidates] == ["failed"] * 2
-    assert all(c.failure and c.failure.kind == "diverged" and "step" in c.failure.message for c in candidates)
+    failures = [c.failure for c in candidates if c.failure]
+    assert [(failure.kind, failure.diverged_at) for failure in failures] == [("diverged", 2)] * 2
+    assert all("at step 2 (epoch 1, seed" in failure.message for failure in failures)
     assert all(c.latency_ms for c in candidates)
 
 

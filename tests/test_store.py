@@ -54,7 +54,7 @@ FULL = replace(
 )  # fmt: skip
 #: What released versions wrote, with Optuna's tables: the study "old" of three architectures; in version 2 one of them has
 #: an invalid latency, and a fourth has failed. That of version 3 is the same, as it brought it forward.
-OLD = {number: Path(__file__).parent / "golden" / f"store-v{number}.sql" for number in (1, 2, 3)}
+OLD = {number: Path(__file__).parent / "golden" / f"store-v{number}.sql" for number in (1, 2, 3, 4)}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def add_study(store: Store, name: str = "one") -> StudyRecord:
 
 def test_training_that_diverged_settles_every_longer_one_and_no_other(store: Store) -> None:
     key = ScoreKey(ARCH.id, "r1-x", "d1-x", 3, 0)
-    diverged = Failure(ARCH.id, str(key), "diverged", "diverged: the loss is nan at step 9")
+    diverged = Failure(ARCH.id, str(key), "diverged", "diverged: the loss is nan at step 9", diverged_at=9)
     store.add_failure(ARCH, diverged)
     store.add_failure(ARCH, Failure(ARCH.id, str(replace(key, seed=1)), "crash", "the fan stopped"))
     assert store.divergence(replace(key, epochs=9)) == diverged
@@ -795,6 +795,16 @@ def test_database_of_version_2_keeps_its_facts(tmp_path: Path) -> None:
     store.close()
 
 
+def test_database_of_version_4_learns_the_steps_of_divergences_from_their_messages(tmp_path: Path) -> None:
+    store = Store.open(str(load_old(tmp_path, 4)))
+    assert {(failure.kind, failure.message, failure.diverged_at) for _, failure in store.failures()} == {
+        ("timeout", "not measured within 600 s", None),
+        ("diverged", "diverged: the loss is nan at step 37 (epoch 1, seed 7)", 37),
+        ("diverged", "diverged: the output is not finite after step 66 (epoch 2, seed 8)", 66),
+    }
+    store.close()
+
+
 def test_study_of_an_old_database_is_shown(tmp_path: Path) -> None:
     file = str(load_old(tmp_path, 1))
 
@@ -913,7 +923,7 @@ def _open(file: str, go: Any) -> None:
     Store.open(file, create=True).close()
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, schema.VERSION])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, schema.VERSION])
 def test_several_processes_open_a_database_at_once(number: int, tmp_path: Path) -> None:
     file = load_old(tmp_path, number) if number in OLD else tmp_path / "new.db"
     go = multiprocessing.get_context("forkserver").Event()

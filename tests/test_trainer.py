@@ -571,7 +571,7 @@ def test_loss_that_is_not_finite_ends_the_training_with_its_first_such_step(
     monkeypatch.setattr(trainer, "CHECK_EVERY_STEPS", {"cpu": looks_every})  # as rarely as on a GPU
     with pytest.raises(TrainError, match=rf"^diverged: the loss is nan at step 2 \(epoch 1, seed {seed}\)$") as caught:
         train_swin(arch, split, Recipe(epochs=2, batch_size=16, lr=1e30, warmup=0.0), seed=seed)
-    assert caught.value.kind == "diverged"
+    assert (caught.value.kind, caught.value.diverged_at) == ("diverged", 2)
 
 
 @pytest.mark.parametrize("features", [{}, {"ema": 0.9}, {"precise_bn": 64}])
@@ -586,7 +586,7 @@ def test_output_that_is_not_finite_after_the_last_step_is_a_divergence(
         TrainError, match=r"^diverged: the output is not finite after step 1 \(epoch 1, seed 3\)$"
     ) as caught:
         train_swin(arch, split, recipe, seed=3, checkpoint=kept)
-    assert caught.value.kind == "diverged"
+    assert (caught.value.kind, caught.value.diverged_at) == ("diverged", 1)
     assert not kept.path.exists()
 
 
@@ -602,8 +602,9 @@ def test_step_of_a_divergence_counts_from_the_start_of_the_training(arch: Arch, 
             self.done += self.training
             return self.linear(image.flatten(1)) * (torch.inf if self.done >= self.step else 1.0)
 
-    with pytest.raises(TrainError, match=r"at step 7 \(epoch 2, seed 0\)"):
+    with pytest.raises(TrainError, match=r"at step 7 \(epoch 2, seed 0\)") as caught:
         train(FailsAt(7), Recipe(epochs=3, batch_size=16), split, seed=0, device=CPU)
+    assert pickle.loads(pickle.dumps(caught.value)).diverged_at == 7, "workers send what they raise"
 
 
 def test_gradient_that_is_not_finite_ends_the_training_although_the_loss_is(split: Split) -> None:

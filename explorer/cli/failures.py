@@ -83,6 +83,7 @@ def _row(arch: Arch, failure: Failure, study: StudyRecord | None, storage: str) 
         "attempts": failure.attempts,
         "max_attempts": MAX_ATTEMPTS if failure.kind in PASSING else 1,
         "is_tried_again": failure.is_passing,
+        "diverged_at": failure.diverged_at,
         "message": failure.message,
         "failed_at": failure.failed_at,
         "key": failure.key,

@@ -274,7 +274,7 @@ def _evaluated(candidate: Candidate, record: StudyRecord, *, keep: bool) -> dict
         "seconds": candidate.spent_s,
         "failure": None
         if failure is None
-        else {"step": failure.step, "kind": failure.kind, "message": failure.message},
+        else {key: getattr(failure, key) for key in ("step", "kind", "message", "diverged_at")},
         "kept": keep,
     }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from explorer.arch import Arch, ProxyScale
-from explorer.errors import DeviceLost, TrialError, ran_out_of_memory
+from explorer.errors import DeviceLost, TrainError, TrialError, ran_out_of_memory
 from explorer.records import (
     DEADLINE_S,
     Candidate,
@@ -285,7 +285,9 @@ class Evaluator:
 
 def keep_failure(store: Store, arch: Arch, key: str, kind: FailureKind, error: BaseException) -> Failure:
     """Keeps why the fact under `key` is missing; the failure as it is kept, with all its attempts."""
-    return store.add_failure(arch, Failure(arch.id, key, kind, str(error) or type(error).__name__, now()))
+    diverged_at = error.diverged_at if isinstance(error, TrainError) else None
+    message = str(error) or type(error).__name__
+    return store.add_failure(arch, Failure(arch.id, key, kind, message, now(), diverged_at=diverged_at))
 
 
 def now() -> str:

@@ -4,6 +4,7 @@ alembic_version); the schema's version stands in `explorer_version`, apart from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -84,6 +85,7 @@ failures = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("failed_at", sa.String(32), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("diverged_at", sa.Integer),
 )
 searches = sa.Table(
     "searches",
@@ -166,11 +168,22 @@ def _members_may_be_in_work(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE members ADD COLUMN in_work VARCHAR(160) DEFAULT '' NOT NULL")
 
 
+def _divergences_have_a_step(connection: Connection) -> None:
+    """5: the step at which a training diverged, which its message told."""
+    connection.exec_driver_sql("ALTER TABLE failures ADD COLUMN diverged_at INTEGER")
+    diverged = sa.select(failures.c.key, failures.c.message).filter_by(kind="diverged")
+    for key, message in connection.execute(diverged).all():
+        told = re.search(r" (?:at|after) step (\d+) \(epoch ", message)
+        if told is not None:
+            connection.execute(failures.update().where(failures.c.key == key).values(diverged_at=int(told[1])))
+
+
 #: From version 1 to 2, from 2 to 3 and so on. A new database gets today's tables and none of these; an old one is brought
 #: forward by those it has not seen, and tests/test_store.py holds both to the same tables.
 UPGRADES: Final[tuple[Callable[[Connection], None], ...]] = (
     _latencies_have_details,
     _members_have_seeds,
     _members_may_be_in_work,
+    _divergences_have_a_step,
 )
 VERSION: Final = len(UPGRADES) + 1

@@ -191,7 +191,7 @@ class _Loop:
         loss, norm = told[step].tolist()
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         at = epoch * self.steps_per_epoch + step + 1
-        raise TrainError(f"diverged: {what} at step {at} (epoch {epoch + 1}, seed {self.seed})")
+        raise TrainError(f"diverged: {what} at step {at} (epoch {epoch + 1}, seed {self.seed})", diverged_at=at)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +216,8 @@ class _Loop:
             correct += (logits.argmax(1) == labels.to(self.device)).sum()
         if not is_finite:  # the last step may break what no later step could tell
             at = epoch * self.steps_per_epoch
-            raise TrainError(f"diverged: the output is not finite after step {at} (epoch {epoch}, seed {self.seed})")
+            message = f"diverged: the output is not finite after step {at} (epoch {epoch}, seed {self.seed})"
+            raise TrainError(message, diverged_at=at)
         return float(correct) / len(self.split.eval_labels)
 
     @contextlib.contextmanager
