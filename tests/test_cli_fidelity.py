@@ -238,8 +238,10 @@ PAPER = (
 def test_trained_proxies_of_table_4_are_ranked_against_its_groups() -> None:
     fill({83.0: 0.6, 82.0: 0.7, 0.0: 0.2}, leave_out="Swin-B-S0100", fail="Swin-B-S0000")
     content = document(*PAPER)
-    (section,) = content["sections"]
+    part, section = content["sections"]
     found = section["rankings"]["proxy"]
+    assert (part["truth"], section["truth"]) == ("table4, both trained", "table4")
+    assert (part["networks"], part["pairs"], part["rankings"]["proxy"]["concordance"]) == (3, 2, 0.0)
     # Of 11 pairs 3 are with the one that is missing; Swin-B is taken for worse than both of 82.x.
     assert (section["pairs"], found["pairs"], found["concordance"]) == (11, 8, pytest.approx(6 / 8))
     assert [(pair["better"], pair["better_score"], pair["worse_score"]) for pair in found["wrong"]] == [
@@ -254,6 +256,7 @@ def test_trained_proxies_of_table_4_are_ranked_against_its_groups() -> None:
     assert "diverged: Swin-B-S0000 (seed 0)" in shown
     assert "missing: Swin-B-S0100 (seed 0)" in shown
     assert "table4: pairs ranked wrongly" in shown
+    assert "both trained: pairs" not in shown, "the same pairs twice"
 
 
 def test_report_without_any_pair_is_an_error_that_says_what_to_do() -> None:

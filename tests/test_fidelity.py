@@ -35,6 +35,7 @@ from explorer.fidelity import (
     require_proxies,
     run,
     tokens_seen,
+    trained_part,
     trainings,
     truth_of_paper,
     truths_of_paper,
@@ -113,12 +114,33 @@ def test_what_follows_from_two_comparisons_is_known_and_nothing_is_its_own_contr
 
 def test_tables_are_reported_one_by_one_and_together() -> None:
     names = [truth.name for truth in truths_of_paper()]
-    assert names == ["table4", "table5", "table6", "table4+table5", "table4+table5+table6"]
-    assert [truth.name for truth in truths_of_paper(("table4",))] == ["table4"]
+    whole = "table4+table5+table6"
+    assert names == ["table4", "table5", "table6", "table4+table5", f"{whole}, both trained", whole]
+    assert [truth.name for truth in truths_of_paper(("table4",))] == ["table4, both trained", "table4"]
+    assert [truth.name for truth in truths_of_paper(("table6",))] == ["table6"], "none diverged"
     with pytest.raises(
         UserError, match=r"tables: 'table1' is none that gives an order; allowed: table4, table5, table6"
     ):
         truths_of_paper(("table4", "table1"))
+
+
+def test_pairs_of_networks_that_trained_are_a_part_of_the_truth() -> None:
+    whole = truth_of_paper(("table4", "table5"))
+    (part,) = trained_part(whole)
+    assert (len(whole.pairs), len(part.pairs), part.is_part, whole.is_part) == (62, 32, True, False)
+    assert len(part.of_kind(stated=False)) == 31
+    assert set(part.pairs) < set(whole.pairs)
+    left = {arch.id for arch in part.archs}
+    assert {whole.labels[arch.id] for arch in whole.archs if arch.id not in left} == {"diverged"}
+    assert "diverged" not in {whole.labels[arch_id] for arch_id in left}
+    assert trained_part(part) == (), "nothing is left out"
+
+
+@pytest.mark.parametrize(("others", "num_pairs"), [("Swin-S,0.80\n", 1), ("", None)])
+def test_part_of_ones_own_results_leaves_out_what_diverged(others: str, num_pairs: int | None, tmp_path: Path) -> None:
+    truth = read_truth(csv(tmp_path, f"name,accuracy\nSwin-B,0.83\n{others}Swin-T,diverged\n"))
+    parts = trained_part(truth)
+    assert [len(part.pairs) for part in parts] == ([] if num_pairs is None else [num_pairs])
 
 
 def csv(tmp_path: Path, text: str) -> Path:

@@ -124,7 +124,7 @@ def _threads(asked: int | None, train_parallel: int, device: str) -> int | None:
 
 def _truths(tables: str | None, file: Path | None, sizes: dict[str, int], store: Store | None) -> list[Truth]:
     """Everything that proxies are to be ranked against."""
-    from explorer.fidelity import read_truth, truths_of_paper
+    from explorer.fidelity import read_truth, trained_part, truths_of_paper
 
     text = tables if tables is not None else "" if file is not None else _TABLES
     named = [name.strip() for name in text.split(",") if name.strip()]
@@ -132,7 +132,8 @@ def _truths(tables: str | None, file: Path | None, sizes: dict[str, int], store:
         raise UserError(f"--tables: {text!r} names no table; allowed: {_TABLES}")
     truths = truths_of_paper(named)
     if file is not None:
-        truths.append(read_truth(file, sizes=sizes, find=None if store is None else store.arch))
+        own = read_truth(file, sizes=sizes, find=None if store is None else store.arch)
+        truths += (*trained_part(own), own)
     return truths
 
 
@@ -263,8 +264,8 @@ def _show(report: Report, *, as_json: bool) -> None:
 
 def _widest(report: Report) -> list[Section]:
     """Of the paper's truths the last, which holds all others, and that of the user's own."""
-    own = [section for section in report.sections if section.truth.names]
-    return [section for section in report.sections if not section.truth.names][-1:] + own
+    whole = [section for section in report.sections if not section.truth.is_part]
+    return [s for s in whole if not s.truth.names][-1:] + [s for s in whole if s.truth.names]
 
 
 def _network_table(report: Report) -> Table:
@@ -302,7 +303,8 @@ def _ranker_table(report: Report) -> Table:
     table = Table(title="share of the pairs of known order that are ranked right")
     table.add_column("ranker")
     for section in report.sections:
-        table.add_column(f"{section.truth.name}\n{section.rankings[PROXY].num_pairs} pairs", justify="right")
+        heading = f"{section.truth.name}, {section.rankings[PROXY].num_pairs} pairs".replace(", ", "\n")
+        table.add_column(heading, justify="right")
     table.add_column("seconds a network\nand seed", justify="right")
     proxies = [section.rankings[PROXY] for section in report.sections]
     table.add_row(PROXY, *(_figure(p.concordance) for p in proxies), _figure(report.cost.training_s, 1))
@@ -392,8 +394,7 @@ def _sentences(report: Report) -> list[str]:
     diverged = [f"{n.name} (seed {', '.join(map(str, n.diverged_seeds))})" for n in report.networks if n.diverged_seeds]
     said += [f"diverged: {', '.join(diverged)}"] * bool(diverged)
     for network in report.networks:
-        lost = [problem for problem in network.problems if ": diverged: " not in problem]
-        said += [f"{network.name}: {problem}" for problem in lost]
+        said += [f"{network.name}: {problem}" for problem in network.problems if ": diverged: " not in problem]
     missing = [f"{n.name} (seed {', '.join(map(str, n.missing_seeds))})" for n in report.networks if n.missing_seeds]
     said += [f"missing: {', '.join(missing)}"] * bool(missing)
     return said

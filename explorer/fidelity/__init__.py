@@ -11,7 +11,7 @@ from explorer.fidelity.findings import PROXY, Network, Report, report
 from explorer.fidelity.rankers import Rankers, counted, rankers_of
 from explorer.fidelity.ranking import LOST, Ranking, WrongPair, rank_report
 from explorer.fidelity.trivial import tokens_seen, trivial_scores
-from explorer.fidelity.truth import Pair, Truth, read_truth, truth_of_paper, truths_of_paper
+from explorer.fidelity.truth import Pair, Truth, read_truth, trained_part, truth_of_paper, truths_of_paper
 
 __all__ = [
     "LOST",
@@ -33,6 +33,7 @@ __all__ = [
     "require_proxies",
     "run",
     "tokens_seen",
+    "trained_part",
     "trainings",
     "trivial_scores",
     "truth_of_paper",

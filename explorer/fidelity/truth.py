@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -44,7 +44,8 @@ class Truth:
     """What full trainings said of some networks.
 
     `labels`: what stands for the result of each, for people; `levels`: a number that orders those results, the higher the
-    better, of every network of which something is known beside single comparisons. Both by the network's id.
+    better, of every network of which something is known beside single comparisons. Both by the network's id. `is_part`:
+    whether it stands beside a truth that holds all of it, as the pairs of which both networks trained do.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Truth:
     levels: Mapping[str, float]
     pairs: tuple[Pair, ...]
     names: Mapping[str, str] = field(default_factory=dict)
+    is_part: bool = False
 
     def of_kind(self, *, stated: bool) -> tuple[Pair, ...]:
         """The pairs that single comparisons state, or all others."""
@@ -90,11 +92,28 @@ def truth_of_paper(tables: Sequence[str] = ("table4", "table5", "table6"), name:
 
 
 def truths_of_paper(tables: Sequence[str] = ("table4", "table5", "table6")) -> list[Truth]:
-    """Each table by itself, tables 4 and 5 together (the 61 pairs), and all that are given; raises as `truth_of_paper`."""
+    """Each table by itself, tables 4 and 5 together (the 61 pairs), and all that are given; raises as `truth_of_paper`.
+
+    The last holds all others. Before it stands what it says of networks that trained, where some did not.
+    """
     parts: list[tuple[str, ...]] = [(table,) for table in dict.fromkeys(tables)]
     joint = [("table4", "table5"), tuple(dict.fromkeys(tables))]
     parts += [part for part in dict.fromkeys(joint) if len(part) > 1 and set(part) <= set(tables)]
-    return [truth_of_paper(part) for part in parts]
+    truths = [truth_of_paper(part) for part in parts]
+    return [*truths[:-1], *(part for truth in truths[-1:] for part in trained_part(truth)), *truths[-1:]]
+
+
+def trained_part(truth: Truth) -> tuple[Truth, ...]:
+    """The pairs of which both networks trained; none where all did, or where no such pair is left.
+
+    Whether a network diverges is another question than which of two is the more accurate, and a proxy answers the second.
+    """
+    pairs = tuple(p for p in truth.pairs if DIVERGED not in (truth.labels[p.better], truth.labels[p.worse]))
+    if not pairs or len(pairs) == len(truth.pairs):
+        return ()
+    ordered = {arch_id for pair in pairs for arch_id in (pair.better, pair.worse)}
+    archs = tuple(arch for arch in truth.archs if arch.id in ordered)
+    return (replace(truth, name=f"{truth.name}, both trained", archs=archs, pairs=pairs, is_part=True),)
 
 
 def _label(row: PaperRow | None, group: int | None) -> str:
