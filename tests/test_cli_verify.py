@@ -263,7 +263,9 @@ def test_failing_evaluation_says_step_and_class_without_a_traceback(kept: Store,
     )
     assert "Traceback" not in result.output
     content = document("evaluate", space.base.id, exit_code=1)
-    assert content["failure"] == {"step": "measuring", "kind": "timeout", "message": "the device caught fire"}
+    assert content["failure"] == {
+        "step": "measuring", "kind": "timeout", "message": "the device caught fire", "diverged_at": None,
+    }  # fmt: skip
     assert (content["outcome"], content["accuracy"], content["latency_ms"]) == ("failed", None, None)
     assert kept.failures() == []
 
@@ -279,7 +281,7 @@ def test_listed_command_shows_the_failure_again_and_ends_it_once_it_is_mended(
     assert program == "swinexplore"
     bench.why_not = lambda arch: MeasureError("as seen again", "build")
     assert document(*command, exit_code=1)["failure"] == {
-        "step": "measuring", "kind": "build", "message": "as seen again",
+        "step": "measuring", "kind": "build", "message": "as seen again", "diverged_at": None,
     }  # fmt: skip
     bench.why_not = lambda arch: None
     assert document(*command, "--keep")["kept"] is True
