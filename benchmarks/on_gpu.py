@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,14 +100,22 @@ def main() -> None:
 def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, Any]:
     """Runs one step; keeps the JSON of a table."""
     start = time.perf_counter()
+    # A session of its own: what a benchmark starts ends with it, and does not keep the GPU busy beside the next step.
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired:
-        return {"state": "out of time", "seconds": time.perf_counter() - start}
-    if name in TABLES and done.returncode == 0:
-        (out / f"{name}-cuda.json").write_text(done.stdout, encoding="utf-8")
-    last = [line for line in (done.stdout if name == "tests" else done.stderr).splitlines() if line.strip()][-3:]
-    state = "done" if done.returncode == 0 else f"failed with exit code {done.returncode}"
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return {"state": "out of time", "seconds": round(time.perf_counter() - start, 1)}
+        raise
+    if name in TABLES and process.returncode == 0:
+        (out / f"{name}-cuda.json").write_text(stdout, encoding="utf-8")
+    last = [line for line in (stdout if name == "tests" else stderr).splitlines() if line.strip()][-3:]
+    state = "done" if process.returncode == 0 else f"failed with exit code {process.returncode}"
     return {"state": state, "seconds": round(time.perf_counter() - start, 1), "last_lines": last}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,20 @@ def test_kept_result_of_the_fidelity_is_of_today_s_proxy_and_says_what_it_reache
     for ranker in ("parameters", "flops", "tokens_seen", "synflow", "naswot"):
         assert proxy["concordance"] > rows[f"table4+table5: {ranker}"]["concordance"]
     assert proxy["concordance"] < rows["table4+table5: grad_norm"]["concordance"], "missed, as decision 12 says"
+
+
+def test_step_of_the_command_for_a_gpu_ends_in_time_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    on_gpu = importlib.import_module("on_gpu")
+    assert on_gpu.run("quick", ["sh", "-c", "echo no >&2; exit 3"], tmp_path, 60.0) | {"seconds": 0} == {
+        "state": "failed with exit code 3", "seconds": 0, "last_lines": ["no"],
+    }  # fmt: skip
+    start = time.monotonic()
+    ended = on_gpu.run("slow", ["sh", "-c", "sleep 300 & wait"], tmp_path, 2.0)
+    assert ended["state"] == "out of time"
+    assert time.monotonic() - start < 100, "run waits for the pipe that the sleeper holds: it was ended too"
 
 
 def test_command_for_a_gpu_lists_its_steps_and_says_where_there_is_no_gpu() -> None:
