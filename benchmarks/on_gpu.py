@@ -9,6 +9,7 @@ step is a command of its own whose JSON is kept under benchmarks/results/; `on_g
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -107,7 +108,8 @@ def run(name: str, command: list[str], out: Path, limit_s: float) -> dict[str, A
     try:
         stdout, stderr = process.communicate(timeout=limit_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # interrupted just after its end
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
             return {"state": "out of time", "seconds": round(time.perf_counter() - start, 1)}
